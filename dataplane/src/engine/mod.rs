@@ -1,0 +1,1 @@
+//! The shell: owns time, threads and system calls, and drives the machines of [`crate::proto`].

@@ -1,0 +1,1 @@
+//! Buffers that packets live in.

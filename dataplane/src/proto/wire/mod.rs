@@ -1,0 +1,6 @@
+//! The formats on the wire, one file each: a checked view for reading, plain functions for writing.
+
+pub mod control;
+pub mod data;
+pub mod frame;
+pub mod reassembly;
