@@ -47,7 +47,7 @@ class FrameType(IntEnum):
     PING = 0x20
     PONG = 0x21
     LATENCY_REPORT = 0x22
-    GO_AWAY = 0x23
+    GOAWAY = 0x23
     P2P_INIT = 0x30
     P2P_ENDPOINT = 0x31
     P2P_PING = 0x32

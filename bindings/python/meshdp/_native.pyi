@@ -2,6 +2,7 @@
 
 from typing import Final, final
 
+__all__: list[str]
 __version__: Final[str]
 PROTOCOL_VERSION: Final[int]
 

@@ -1,0 +1,70 @@
+//! Holds the core against `docs/vectors`, which an implementation that shares no code with it wrote (`scripts/make-vectors.py`).
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use meshdp::proto::crypto::keys::{MachineKey, NodeKey, key_id, verify_control, verify_node_key};
+use meshdp::proto::error::FrameError;
+use meshdp::proto::wire::control::Base64;
+use meshdp::proto::wire::frame::Frames;
+use meshdp::proto::wire::reassembly::{Message, Reassembler};
+use serde_json::Value;
+
+fn vectors(name: &str) -> Value {
+    let path = format!("{}/../docs/vectors/{name}.json", env!("CARGO_MANIFEST_DIR"));
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn hex(value: &Value) -> Vec<u8> {
+    let text = value.as_str().unwrap();
+    (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect()
+}
+
+fn bytes<const N: usize>(value: &Value) -> [u8; N] {
+    STANDARD.decode(value.as_str().unwrap()).unwrap().try_into().unwrap()
+}
+
+fn read(message: &[u8]) -> Result<Vec<Message>, FrameError> {
+    let mut reassembler = Reassembler::default();
+    let mut messages = Vec::new();
+    for frame in Frames::new(message) {
+        messages.extend(reassembler.push(frame?)?);
+    }
+    Ok(messages)
+}
+
+#[test]
+fn frames_are_read_as_the_vectors_say() {
+    let vectors = vectors("frames");
+    for case in vectors["valid"].as_array().unwrap() {
+        let messages = read(&hex(&case["message"])).unwrap_or_else(|e| panic!("{}: {e}", case["what"]));
+        let wanted = case["frames"].as_array().unwrap();
+        assert_eq!(messages.len(), wanted.len(), "{}", case["what"]);
+        for (message, want) in messages.iter().zip(wanted) {
+            assert_eq!(u64::from(message.kind as u8), want["type"], "{}", case["what"]);
+            assert_eq!(u64::from(message.flags.bits()), want["flags"], "{}", case["what"]);
+            assert_eq!(message.payload, hex(&want["payload"]), "{}", case["what"]);
+        }
+    }
+    for case in vectors["invalid"].as_array().unwrap() {
+        let error = read(&hex(&case["message"])).expect_err(case["what"].as_str().unwrap());
+        assert_eq!(u64::from(error.code().code()), case["code"], "{}: {error}", case["what"]);
+    }
+}
+
+#[test]
+fn keys_and_signatures_are_those_of_the_vectors() {
+    for case in vectors("keys")["identities"].as_array().unwrap() {
+        let machine = MachineKey::from_seed(&bytes(&case["machine_seed"])).unwrap();
+        let node = NodeKey::from_private(bytes(&case["node_private"])).unwrap();
+        assert_eq!(machine.public(), Base64(bytes(&case["machine_key"])));
+        assert_eq!(node.public(), Base64(bytes(&case["node_key"])));
+        assert_eq!(u64::from(key_id(&node.public())), case["key_id"]);
+        let signed = machine.sign_node_key(node.public(), case["created"].as_u64().unwrap());
+        assert_eq!(signed.signature, Base64(bytes(&case["node_key_signature"])));
+        assert_eq!(verify_node_key(&machine.public(), &signed), Ok(()));
+        let (nonce, host) = (bytes(&case["nonce"]), case["controller"].as_str().unwrap());
+        let signature = machine.sign_control(&nonce, host);
+        assert_eq!(signature, Base64(bytes(&case["control_signature"])));
+        assert_eq!(verify_control(&machine.public(), &nonce, host, &signature), Ok(()));
+    }
+}
