@@ -2,7 +2,30 @@
 
 from typing import Final, final
 
-__all__: list[str]
+__all__ = [
+    "PROTOCOL_VERSION",
+    "FrameDecoder",
+    "FrameError",
+    "InvalidKeyError",
+    "MachineKey",
+    "MeshError",
+    "MessageError",
+    "NodeKey",
+    "TokenError",
+    "__version__",
+    "best_paths",
+    "encode_control",
+    "encode_frame",
+    "frame_types",
+    "key_id",
+    "sign_control",
+    "sign_node_key",
+    "validate_control",
+    "verify_control",
+    "verify_node_key",
+    "verify_signature",
+]
+
 __version__: Final[str]
 PROTOCOL_VERSION: Final[int]
 
