@@ -1,0 +1,76 @@
+"""Where a controller's files are, and how its store is opened: shared by the server and by edgelink-ctl."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy.engine import URL
+
+from edgelink_controller.config import ConfigError, LoadedConfig
+from edgelink_controller.identity.service import IdentityService
+from edgelink_controller.kit.clock import Clock
+from edgelink_controller.kit.db import Database
+from edgelink_controller.kit.secrets import open_keyring
+from edgelink_controller.kit.store import Store
+from edgelink_controller.migrations.runner import upgrade
+from edgelink_controller.networks.service import NetworkService
+
+CONFIG_NAMES = ("controller.toml", "controller.json")
+
+
+@dataclass(frozen=True, slots=True)
+class FirstRun:
+    """`password` is that of the account `admin`, when it was made just now."""
+
+    password: str | None
+
+
+def default_state_dir() -> Path:
+    """EDGELINK_STATE_DIR, else /var/lib/edgelink for root, else beside the user's other data."""
+    if configured := os.environ.get("EDGELINK_STATE_DIR"):
+        return Path(configured)
+    if os.geteuid() == 0:
+        return Path("/var/lib/edgelink")
+    return Path(os.environ.get("XDG_DATA_HOME", str(Path.home() / ".local/share"))) / "edgelink"
+
+
+def find_config() -> Path | None:
+    """The configuration file that is used when none is named."""
+    for folder in (Path.home() / ".config/edgelink", Path("/etc/edgelink")):
+        for name in CONFIG_NAMES:
+            if (folder / name).is_file():
+                return folder / name
+    return None
+
+
+def database_url(loaded: LoadedConfig, state_dir: Path, path: Path | None = None) -> str:
+    """The SQLAlchemy URL; `path` (from --db) goes before the configuration."""
+    config = loaded.config.database
+    if path is None and config.url:
+        return config.url
+    file = path or config.path or state_dir / "edgelink.db"
+    return URL.create("sqlite+aiosqlite", database=str(file)).render_as_string(hide_password=False)
+
+
+def open_store(loaded: LoadedConfig, state_dir: Path, path: Path | None = None, clock: Clock | None = None) -> Store:
+    """Make what is missing (state directory, token keys) and open the database. Raises `ConfigError`."""
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{state_dir}: cannot be created ({error.strerror}); name a directory of your own with --state-dir"
+        ) from error
+    jwt = loaded.config.jwt
+    keyring = open_keyring(state_dir, jwt.algorithm, jwt.secret, jwt.key_file)
+    return Store(Database(database_url(loaded, state_dir, path)), loaded, keyring, clock)
+
+
+async def prepare(store: Store) -> FirstRun:
+    """Migrate the database and put in what a first start needs."""
+    await upgrade(store.database)
+    async with store.write() as uow:
+        password = await IdentityService(uow).ensure_first_account()
+        await NetworkService(uow).ensure_configured()
+    return FirstRun(password)
