@@ -8,4 +8,5 @@ pub mod drop_reason;
 pub mod error;
 pub mod id;
 pub mod time;
+pub mod token;
 pub mod wire;
