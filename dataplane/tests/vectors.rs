@@ -1,10 +1,18 @@
 //! Holds the core against `docs/vectors`, which an implementation that shares no code with it wrote (`scripts/make-vectors.py`).
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use meshdp::proto::crypto::keys::{MachineKey, NodeKey, key_id, verify_control, verify_node_key};
 use meshdp::proto::error::FrameError;
+use meshdp::proto::id::{NodeId, RelayId};
+use meshdp::proto::time::UnixTime;
+use meshdp::proto::token::TokenVerifier;
+use meshdp::proto::token::revocation::RevocationList;
+use meshdp::proto::token::sign::TokenSigner;
 use meshdp::proto::wire::control::Base64;
+use meshdp::proto::wire::control::server::TokenKeys;
 use meshdp::proto::wire::frame::Frames;
 use meshdp::proto::wire::reassembly::{Message, Reassembler};
 use serde_json::Value;
@@ -67,4 +75,35 @@ fn keys_and_signatures_are_those_of_the_vectors() {
         assert_eq!(signature, Base64(bytes(&case["control_signature"])));
         assert_eq!(verify_control(&machine.public(), &nonce, host, &signature), Ok(()));
     }
+}
+
+#[test]
+fn tokens_are_accepted_and_refused_as_the_vectors_say() {
+    let vectors = vectors("tokens");
+    let now = UnixTime::from_secs(vectors["now"].as_u64().unwrap());
+    let keys: TokenKeys = serde_json::from_value(serde_json::json!({
+        "algorithm": vectors["algorithm"],
+        "keys": vectors["keys"],
+    }))
+    .unwrap();
+    let verifier = TokenVerifier::new(&keys).unwrap();
+    for case in vectors["cases"].as_array().unwrap() {
+        let relay = RelayId(u16::try_from(case["relay_id"].as_u64().unwrap()).unwrap());
+        let seen = verifier
+            .verify_relay(
+                case["token"].as_str().unwrap(),
+                relay,
+                &RevocationList::default(),
+                now,
+                Duration::ZERO,
+            )
+            .map(|token| token.subject.node_id)
+            .map_err(|error| u64::from(error.code().code()));
+        match case["code"].as_u64() {
+            None => assert_eq!(seen, Ok(NodeId(17)), "{}", case["what"]),
+            Some(code) => assert_eq!(seen, Err(code), "{}", case["what"]),
+        }
+    }
+    let signer = TokenSigner::eddsa("k1", &bytes(&vectors["seed"])).unwrap();
+    assert_eq!(signer.verification_key(), keys.keys[0]);
 }
