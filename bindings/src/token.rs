@@ -36,7 +36,7 @@ const fn algorithm_name(algorithm: TokenAlgorithm) -> &'static str {
 
 /// Signs tokens with one key.
 #[pyclass(module = "meshdp", frozen)]
-pub(crate) struct TokenSigner(token::TokenSigner);
+pub(crate) struct TokenSigner(token::sign::TokenSigner);
 
 #[pymethods]
 impl TokenSigner {
@@ -46,19 +46,19 @@ impl TokenSigner {
         let seed = seed
             .try_into()
             .map_err(|_| errors::mesh(py, format!("EdDSA seed has {} bytes, expected 32", seed.len())))?;
-        token::TokenSigner::eddsa(kid, seed).map(Self).map_err(|e| errors::mesh(py, e.to_string()))
+        token::sign::TokenSigner::eddsa(kid, seed).map(Self).map_err(|e| errors::mesh(py, e.to_string()))
     }
 
     /// A shared secret of at least 32 bytes.
     #[staticmethod]
     fn hs256(py: Python<'_>, secret: &[u8], kid: &str) -> PyResult<Self> {
-        token::TokenSigner::hs256(kid, secret).map(Self).map_err(|e| errors::mesh(py, e.to_string()))
+        token::sign::TokenSigner::hs256(kid, secret).map(Self).map_err(|e| errors::mesh(py, e.to_string()))
     }
 
     /// An RSA private key in PEM.
     #[staticmethod]
     fn rs256(py: Python<'_>, pem: &str, kid: &str) -> PyResult<Self> {
-        token::TokenSigner::rs256(kid, pem).map(Self).map_err(|e| errors::mesh(py, e.to_string()))
+        token::sign::TokenSigner::rs256(kid, pem).map(Self).map_err(|e| errors::mesh(py, e.to_string()))
     }
 
     /// `EdDSA`, `HS256` or `RS256`.
