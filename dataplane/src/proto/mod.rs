@@ -7,5 +7,6 @@ pub mod crypto;
 pub mod drop_reason;
 pub mod error;
 pub mod id;
+pub mod node;
 pub mod time;
 pub mod wire;
