@@ -3,4 +3,5 @@
 pub mod control;
 pub mod data;
 pub mod frame;
+pub mod handshake;
 pub mod reassembly;
