@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+_CLONE_NEWNET = 0x40000000
 
 
 def need_privilege() -> None:
@@ -128,6 +130,22 @@ class Host:
     def run(self, *args: str, check: bool = True) -> str:
         """Runs to the end, here."""
         return run(*self.command(*args), check=check)
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """The sockets that this thread opens within belong to this host."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        with Path("/proc/thread-self/ns/net").open("rb") as home, Path(f"/run/netns/{self.netns}").open("rb") as there:
+            for step, descriptor in (("enter", there), ("leave", home)):
+                if libc.setns(descriptor.fileno(), _CLONE_NEWNET) != 0:
+                    msg = f"cannot {step} the namespace {self.netns}: {os.strerror(ctypes.get_errno())}"
+                    raise OSError(msg)
+                if step == "enter":
+                    try:
+                        yield
+                    except BaseException:
+                        libc.setns(home.fileno(), _CLONE_NEWNET)
+                        raise
 
     def start(self, name: str, *args: str, env: dict[str, str] | None = None) -> Process:
         """Starts a program here; ended with the lab at the latest."""
