@@ -18,7 +18,6 @@ from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _CLONE_NEWNET = 0x40000000
@@ -49,6 +48,14 @@ def run(*args: str, check: bool = True) -> str:
 def _die_with_parent() -> None:
     """In the child: SIGKILL when the harness goes, whatever way it goes."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _set_netns(file: IO[bytes]) -> None:
+    """Move the calling thread to another network namespace."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(file.fileno(), _CLONE_NEWNET) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"setns: {os.strerror(error)}")
 
 
 class Process:
@@ -134,18 +141,12 @@ class Host:
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:
         """The sockets that this thread opens within belong to this host."""
-        libc = ctypes.CDLL(None, use_errno=True)
         with Path("/proc/thread-self/ns/net").open("rb") as home, Path(f"/run/netns/{self.netns}").open("rb") as there:
-            for step, descriptor in (("enter", there), ("leave", home)):
-                if libc.setns(descriptor.fileno(), _CLONE_NEWNET) != 0:
-                    msg = f"cannot {step} the namespace {self.netns}: {os.strerror(ctypes.get_errno())}"
-                    raise OSError(msg)
-                if step == "enter":
-                    try:
-                        yield
-                    except BaseException:
-                        libc.setns(home.fileno(), _CLONE_NEWNET)
-                        raise
+            _set_netns(there)
+            try:
+                yield
+            finally:
+                _set_netns(home)
 
     def start(self, name: str, *args: str, env: dict[str, str] | None = None) -> Process:
         """Starts a program here; ended with the lab at the latest."""
