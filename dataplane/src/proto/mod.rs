@@ -7,6 +7,7 @@ pub mod crypto;
 pub mod drop_reason;
 pub mod error;
 pub mod id;
+pub mod relay;
 pub mod time;
 pub mod token;
 pub mod wire;
