@@ -11,6 +11,7 @@ pub mod latency;
 pub mod node;
 pub mod routing;
 pub mod session;
+pub mod relay;
 pub mod time;
 pub mod token;
 pub mod wire;
