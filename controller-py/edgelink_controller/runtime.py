@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, make_url
 
 from edgelink_controller.config import ConfigError, LoadedConfig
 from edgelink_controller.identity.service import IdentityService
@@ -54,8 +54,24 @@ def database_url(loaded: LoadedConfig, state_dir: Path, path: Path | None = None
     return URL.create("sqlite+aiosqlite", database=str(file)).render_as_string(hide_password=False)
 
 
-def open_store(loaded: LoadedConfig, state_dir: Path, path: Path | None = None, clock: Clock | None = None) -> Store:
-    """Make what is missing (state directory, token keys) and open the database. Raises `ConfigError`."""
+def sqlite_file(loaded: LoadedConfig, state_dir: Path, path: Path | None = None) -> Path | None:
+    """The file that `database_url` names; None for a database server."""
+    url = make_url(database_url(loaded, state_dir, path))
+    return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
+
+
+def open_store(
+    loaded: LoadedConfig,
+    state_dir: Path,
+    path: Path | None = None,
+    *,
+    clock: Clock | None = None,
+    create_keys: bool = True,
+) -> Store:
+    """Open the database, and make what is missing of state directory and token keys. Raises `ConfigError`.
+
+    Without `create_keys` missing keys are an error: tokens signed by a new one would open nothing.
+    """
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -63,7 +79,7 @@ def open_store(loaded: LoadedConfig, state_dir: Path, path: Path | None = None, 
             f"{state_dir}: cannot be created ({error.strerror}); name a directory of your own with --state-dir"
         ) from error
     jwt = loaded.config.jwt
-    keyring = open_keyring(state_dir, jwt.algorithm, jwt.secret, jwt.key_file)
+    keyring = open_keyring(state_dir, jwt.algorithm, jwt.secret, jwt.key_file, create=create_keys)
     return Store(Database(database_url(loaded, state_dir, path)), loaded, keyring, clock)
 
 

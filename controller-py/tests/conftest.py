@@ -83,9 +83,7 @@ async def controller(state_dir: Path, environment: dict[str, str] | None = None)
         if task.done():
             task.result()
     try:
-        yield Running(
-            f"http://127.0.0.1:{port}", f"ws://127.0.0.1:{port}", hub, store, state_dir, first.password
-        )
+        yield Running(f"http://127.0.0.1:{port}", f"ws://127.0.0.1:{port}", hub, store, state_dir, first.password)
     finally:
         server.should_exit = True
         await task
