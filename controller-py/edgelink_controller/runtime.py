@@ -1,8 +1,7 @@
-"""Where a controller's files are, and how its store is opened: shared by the server and by edgelink-ctl."""
+"""How a controller's store is opened and prepared: shared by the server and by edgelink-ctl."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,32 +16,12 @@ from edgelink_controller.kit.store import Store
 from edgelink_controller.migrations.runner import upgrade
 from edgelink_controller.networks.service import NetworkService
 
-CONFIG_NAMES = ("controller.toml", "controller.json")
-
 
 @dataclass(frozen=True, slots=True)
 class FirstRun:
     """`password` is that of the account `admin`, when it was made just now."""
 
     password: str | None
-
-
-def default_state_dir() -> Path:
-    """EDGELINK_STATE_DIR, else /var/lib/edgelink for root, else beside the user's other data."""
-    if configured := os.environ.get("EDGELINK_STATE_DIR"):
-        return Path(configured)
-    if os.geteuid() == 0:
-        return Path("/var/lib/edgelink")
-    return Path(os.environ.get("XDG_DATA_HOME", str(Path.home() / ".local/share"))) / "edgelink"
-
-
-def find_config() -> Path | None:
-    """The configuration file that is used when none is named."""
-    for folder in (Path.home() / ".config/edgelink", Path("/etc/edgelink")):
-        for name in CONFIG_NAMES:
-            if (folder / name).is_file():
-                return folder / name
-    return None
 
 
 def database_url(loaded: LoadedConfig, state_dir: Path, path: Path | None = None) -> str:

@@ -101,3 +101,10 @@ async def open_running(tmp_path: Path) -> AsyncIterator[Running]:
     """Lets every machine in."""
     async with controller(tmp_path, {"EDGELINK_SECURITY_REQUIRE_AUTHORIZATION": "false"}) as it:
         yield it
+
+
+@pytest.fixture
+async def running_named(tmp_path: Path) -> AsyncIterator[Running]:
+    """Knows its own host name."""
+    async with controller(tmp_path, {"EDGELINK_NAMES": '["ctl.example"]'}) as it:
+        yield it

@@ -7,7 +7,6 @@ change log within half a second.
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import socket
 import ssl
@@ -18,14 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-from fastapi import Request
 
-from edgelink_controller.app import API, create_app
-from edgelink_controller.config import ConfigError, load
-from edgelink_controller.control.hub import Hub
-from edgelink_controller.kit.store import Actor
-from edgelink_controller.runtime import default_state_dir, find_config, open_store, sqlite_file
+from edgelink_controller.config import ConfigError
 
+API = "/api/v1"
 TIMEOUT_S = 15.0
 PER_PAGE = 500
 
@@ -96,18 +91,20 @@ class Backend:
 async def connect(target: Target) -> AsyncIterator[Backend]:
     """Raises `CommandError`, `ConfigError`."""
     if target.url:
-        async with _remote(target) as backend:
+        async with _remote(target, target.url) as backend:
             yield backend
     else:
-        async with _local(target) as backend:
-            yield backend
+        # Here and not above: it is the whole controller, and REST mode, help and completion do without.
+        from edgelink_controller.cli.local import local_client  # noqa: PLC0415
+
+        async with local_client(target.db, target.state_dir, target.config) as client:
+            yield Backend(client)
 
 
 @asynccontextmanager
-async def _remote(target: Target) -> AsyncIterator[Backend]:
-    assert target.url is not None
-    context = _pinned(target.url, target.tls_pin) if target.tls_pin else ssl.create_default_context()
-    async with httpx2.AsyncClient(base_url=target.url.rstrip("/"), timeout=TIMEOUT_S, verify=context) as client:
+async def _remote(target: Target, url: str) -> AsyncIterator[Backend]:
+    context = _pinned(url, target.tls_pin) if target.tls_pin else ssl.create_default_context()
+    async with httpx2.AsyncClient(base_url=url.rstrip("/"), timeout=TIMEOUT_S, verify=context) as client:
         backend = Backend(client)
         token = target.token
         if token is None:
@@ -117,32 +114,6 @@ async def _remote(target: Target) -> AsyncIterator[Backend]:
             token = (await backend.call("POST", "/auth/login", body=credentials))["access_token"]
         client.headers["authorization"] = f"Bearer {token}"
         yield backend
-
-
-@asynccontextmanager
-async def _local(target: Target) -> AsyncIterator[Backend]:
-    loaded = load(target.config or find_config())
-    state_dir = target.state_dir or (target.db.absolute().parent if target.db else default_state_dir())
-    file = sqlite_file(loaded, state_dir, target.db)
-    if file is not None and not file.exists():
-        raise CommandError(
-            f"no database at {file}; run edgelink-controller init first, name it with --db, "
-            "or name a running controller with --url"
-        )
-    store = open_store(loaded, state_dir, target.db, create_keys=False)
-    actor = Actor("cli", getpass.getuser(), "local")
-
-    async def authenticate(_request: Request, *, write: bool) -> Actor:
-        return actor
-
-    try:
-        app = create_app(store, Hub(store))
-        app.state.authenticate = authenticate
-        transport = httpx2.ASGITransport(app=app, raise_app_exceptions=True)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://database") as client:
-            yield Backend(client)
-    finally:
-        await store.database.close()
 
 
 def _problem(answer: httpx2.Response) -> str:

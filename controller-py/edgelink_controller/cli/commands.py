@@ -14,7 +14,7 @@ from edgelink_controller.cli.backend import Backend, CommandError, Target, conne
 from edgelink_controller.cli.output import Output
 from edgelink_controller.config import ConfigError, sample
 from edgelink_controller.kit.secrets import write_private
-from edgelink_controller.runtime import default_state_dir
+from edgelink_controller.places import default_state_dir
 
 network = typer.Typer(no_args_is_help=True, help="Networks.")
 node = typer.Typer(no_args_is_help=True, help="Nodes: machines in networks.")
@@ -39,8 +39,8 @@ Work = Callable[[Backend, Output], Awaitable[None]]
 
 def carry_out(context: typer.Context, work: Work) -> None:
     """Connect to where the global options say and do it; failures are one line and exit code 1."""
-    target, output = context.obj
-    assert isinstance(target, Target)
+    chosen: tuple[Target, Output] = context.obj
+    target, output = chosen
 
     async def run() -> None:
         async with connect(target) as backend:
