@@ -83,9 +83,7 @@ async def controller(state_dir: Path, environment: dict[str, str] | None = None)
         if task.done():
             task.result()
     try:
-        yield Running(
-            f"http://127.0.0.1:{port}", f"ws://127.0.0.1:{port}", hub, store, state_dir, first.password
-        )
+        yield Running(f"http://127.0.0.1:{port}", f"ws://127.0.0.1:{port}", hub, store, state_dir, first.password)
     finally:
         server.should_exit = True
         await task
@@ -102,4 +100,11 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
 async def open_running(tmp_path: Path) -> AsyncIterator[Running]:
     """Lets every machine in."""
     async with controller(tmp_path, {"EDGELINK_SECURITY_REQUIRE_AUTHORIZATION": "false"}) as it:
+        yield it
+
+
+@pytest.fixture
+async def running_named(tmp_path: Path) -> AsyncIterator[Running]:
+    """Knows its own host name."""
+    async with controller(tmp_path, {"EDGELINK_NAMES": '["ctl.example"]'}) as it:
         yield it

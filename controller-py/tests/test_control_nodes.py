@@ -26,9 +26,7 @@ async def test_unknown_machine_waits_and_gets_config_once_authorised(running: Ru
     assert membership["name"] == "laptop"
     assert membership["addresses"][0] == "10.0.1.1/24"
     assert membership["addresses"][1].endswith("::1/64")
-    claims = running.store.keyring.verify(
-        membership["relay_token"], audience="relay", typ="relay", now=time.time()
-    )
+    claims = running.store.keyring.verify(membership["relay_token"], audience="relay", typ="relay", now=time.time())
     assert claims["node_id"] == node.node_id
     assert claims["network_id"] == membership["network"]["id"]
     await node.close()

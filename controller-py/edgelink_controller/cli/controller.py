@@ -23,7 +23,8 @@ from edgelink_controller.control.hub import Hub
 from edgelink_controller.core import MAX_MESSAGE_BYTES
 from edgelink_controller.kit.certificates import dev_certificate
 from edgelink_controller.kit.secrets import write_private
-from edgelink_controller.runtime import default_state_dir, find_config, open_store, prepare
+from edgelink_controller.places import default_state_dir, find_config
+from edgelink_controller.runtime import open_store, prepare
 
 # Open WebSockets get this long to close; the whole stop stays under 3 s.
 STOP_S = 1

@@ -17,7 +17,7 @@ import structlog
 from edgelink_controller.control.channel import Closed, Frame
 from edgelink_controller.control.endpoints import serve_relay
 from edgelink_controller.control.hub import Hub
-from edgelink_controller.core import FrameType, MeshError, Relay, StunServer
+from edgelink_controller.core import MAX_MESSAGE_BYTES, FrameType, MeshError, Relay, StunServer
 from edgelink_controller.servers.service import ServerService
 
 NAME = "builtin"
@@ -30,6 +30,7 @@ class RelayChannel:
     """`Channel` over a `Relay` object. Its events come from a thread, because waiting for them blocks."""
 
     address: str | None = None
+    max_bytes = MAX_MESSAGE_BYTES
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
@@ -101,8 +102,7 @@ class Builtin:
         self._task = asyncio.create_task(self._serve(self._relay))
 
     async def _serve(self, relay: Relay) -> None:
-        while not await self._hub.is_ready():
-            await asyncio.sleep(0.1)
+        await self._hub.started.wait()
         await serve_relay(RelayChannel(relay), self._hub)
 
     def _relay_config(self, relay_id: int, token: str) -> dict[str, Any]:

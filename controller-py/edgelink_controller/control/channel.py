@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from starlette.websockets import WebSocket, WebSocketState
 
 from edgelink_controller.core import (
     FLAG_ACK_WANTED,
-    MAX_MESSAGE_BYTES,
     FrameDecoder,
     FrameError,
     FrameType,
@@ -26,6 +26,8 @@ from edgelink_controller.core import (
 )
 
 SEND_TIMEOUT_S = 30.0
+# Before anybody has signed in; a relay's list of 100,000 nodes fits.
+FIRST_MESSAGE_BYTES = 1024 * 1024
 UNSUPPORTED_VERSION, MALFORMED, TOO_LARGE = 2001, 2002, 2003
 INTERNAL, UNAVAILABLE, OVERLOADED = 4001, 4002, 4003
 
@@ -56,6 +58,15 @@ def close_code(error: int) -> int:
     return 1011
 
 
+@contextmanager
+def reading_message() -> Iterator[None]:
+    """What does not have the expected form is malformed, wherever that is noticed."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise Refused(MALFORMED, f"the message does not have the expected form: {error!r:.200}") from error
+
+
 class Frame:
     """A frame that arrived. `message` decodes a control payload, checked against its type."""
 
@@ -82,6 +93,7 @@ class Channel(Protocol):
     """Both directions of one connection. `address` is where it comes from, for logs and audit."""
 
     address: str | None
+    max_bytes: int
 
     async def receive(self) -> Frame:
         """The next frame. Raises `Closed`, `Refused`."""
@@ -107,6 +119,7 @@ class WebSocketChannel:
 
     def __init__(self, socket: WebSocket, address: str | None) -> None:
         self.address = address
+        self.max_bytes = FIRST_MESSAGE_BYTES
         self._socket = socket
         self._decoder = FrameDecoder()
         self._ready: deque[Frame] = deque()
@@ -120,7 +133,7 @@ class WebSocketChannel:
             data = event.get("bytes")
             if data is None:
                 raise Refused(MALFORMED, "text messages have no meaning here")
-            if len(data) > MAX_MESSAGE_BYTES:
+            if len(data) > self.max_bytes:
                 raise Refused(TOO_LARGE, f"a message of {len(data)} bytes is too large")
             try:
                 self._ready.extend(Frame(*frame) for frame in self._decoder.feed(data))

@@ -11,12 +11,14 @@ import structlog
 from starlette.websockets import WebSocket
 
 from edgelink_controller.control.channel import (
+    INTERNAL,
     MALFORMED,
     UNAVAILABLE,
     Channel,
     Closed,
     Refused,
     WebSocketChannel,
+    reading_message,
     refuse,
 )
 from edgelink_controller.control.hub import Hub
@@ -58,12 +60,17 @@ async def server(socket: WebSocket) -> None:
 async def serve_node(channel: Channel, hub: Hub) -> None:
     """A machine, from its first frame to its last."""
     try:
-        session = await _sign_in(channel, hub)
+        with reading_message():
+            session = await _sign_in(channel, hub)
     except Closed:
         return
     except Refused as refusal:
         log.info("sign-in refused", code=refusal.code, message=refusal.message, address=channel.address)
         await refuse(channel, refusal)
+        return
+    except Exception:
+        log.exception("sign-in failed", address=channel.address)
+        await refuse(channel, Refused(INTERNAL, "internal error"))
         return
     hub.attach_node(session)
     try:
@@ -76,12 +83,17 @@ async def serve_node(channel: Channel, hub: Hub) -> None:
 async def serve_relay(channel: Channel, hub: Hub) -> None:
     """A relay, from its first frame to its last."""
     try:
-        session, nodes = await _register(channel, hub)
+        with reading_message():
+            session, nodes = await _register(channel, hub)
     except Closed:
         return
     except Refused as refusal:
         log.warning("relay refused", code=refusal.code, message=refusal.message, address=channel.address)
         await refuse(channel, refusal)
+        return
+    except Exception:
+        log.exception("registration failed", address=channel.address)
+        await refuse(channel, Refused(INTERNAL, "internal error"))
         return
     await hub.attach_relay(session, nodes)
     try:

@@ -44,6 +44,7 @@ class Hub:
         self.store = store
         self.picture = Picture()
         self.paths = PathBook()
+        self.started = asyncio.Event()
         self._machines: dict[int, NodeSession] = {}
         self._networks: dict[int, set[NodeSession]] = {}
         self._relays: dict[int, RelaySession] = {}
@@ -81,6 +82,7 @@ class Hub:
             asyncio.create_task(self._forever("flush", self._flush)),
             asyncio.create_task(self._forever("prune", self._prune)),
         ]
+        self.started.set()
 
     async def stop(self) -> None:
         for timer in self._grace.values():

@@ -11,8 +11,17 @@ from abc import ABC, abstractmethod
 
 import structlog
 
-from edgelink_controller.control.channel import MALFORMED, Channel, Closed, Frame, Refused, refuse
-from edgelink_controller.core import FrameType
+from edgelink_controller.control.channel import (
+    INTERNAL,
+    MALFORMED,
+    Channel,
+    Closed,
+    Frame,
+    Refused,
+    reading_message,
+    refuse,
+)
+from edgelink_controller.core import MAX_MESSAGE_BYTES, FrameType
 
 # docs/protocol.md 3.6
 PING_S = 15.0
@@ -43,6 +52,7 @@ class Session(ABC):
 
     async def run(self) -> None:
         """Until the connection ends, for whatever reason; the channel is closed afterwards."""
+        self.channel.max_bytes = MAX_MESSAGE_BYTES
         tasks = [asyncio.create_task(c) for c in (self._read(), self._write(), self._until_replaced())]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -58,6 +68,9 @@ class Session(ABC):
             await self.channel.close(1001, "nothing heard for 45 s")
         except Closed:
             pass
+        except Exception:
+            log.exception("session failed", address=self.channel.address)
+            await refuse(self.channel, Refused(INTERNAL, "internal error"))
         finally:
             for task in tasks:
                 task.cancel()
@@ -72,7 +85,8 @@ class Session(ABC):
             if frame.kind == FrameType.PING:
                 await self.channel.send_raw(FrameType.PONG, frame.payload)
             elif frame.kind not in (FrameType.PONG, FrameType.ACK):
-                await self.handle(frame)
+                with reading_message():
+                    await self.handle(frame)
             if frame.ack_wanted:
                 await self.channel.acknowledge(frame.kind)
 

@@ -68,7 +68,7 @@ async def _write(request: Request) -> AsyncIterator[Uow]:
         yield uow
 
 
-# scope="function": the transaction is committed before the answer goes out, so that a failed commit is a failed request.
+# scope="function": committed before the answer goes out, so that a failed commit is a failed request.
 ReadUow = Annotated[Uow, Depends(_read, scope="function")]
 WriteUow = Annotated[Uow, Depends(_write, scope="function")]
 

@@ -34,9 +34,11 @@ def read_private(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def load_or_create(path: Path, octets: int = 32) -> bytes:
-    """A random secret that survives restarts; kept as hexadecimal text."""
+def load_or_create(path: Path, octets: int = 32, *, create: bool = True) -> bytes:
+    """A random secret that survives restarts; kept as hexadecimal text. Raises `ConfigError`."""
     if not path.exists():
+        if not create:
+            raise ConfigError(f"no token key at {path}; name the controller's state directory with --state-dir")
         write_private(path, secrets.token_bytes(octets).hex().encode() + b"\n")
     text = read_private(path).decode("ascii", "replace").strip()
     try:
@@ -48,7 +50,9 @@ def load_or_create(path: Path, octets: int = 32) -> bytes:
     return raw
 
 
-def open_keyring(state_dir: Path, algorithm: str, secret: str | None, key_file: Path | None) -> Keyring:
+def open_keyring(
+    state_dir: Path, algorithm: str, secret: str | None, key_file: Path | None, *, create: bool = True
+) -> Keyring:
     """The token keys of the configured algorithm; made on first use except RS256. Raises `ConfigError`."""
     if algorithm == "RS256":
         if key_file is None:
@@ -58,5 +62,5 @@ def open_keyring(state_dir: Path, algorithm: str, secret: str | None, key_file: 
         if secret is not None:
             check_secret("jwt.secret", secret)
             return Keyring.hs256(secret.encode(), "k1")
-        return Keyring.hs256(load_or_create(state_dir / HS256_FILE), "k1")
-    return Keyring.eddsa(load_or_create(key_file or state_dir / SIGNING_KEY_FILE), "k1")
+        return Keyring.hs256(load_or_create(state_dir / HS256_FILE, create=create), "k1")
+    return Keyring.eddsa(load_or_create(key_file or state_dir / SIGNING_KEY_FILE, create=create), "k1")

@@ -6,6 +6,8 @@ Only pairs of a node whose measurements moved are computed again. The search its
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
+from typing import TypeVar
 
 from edgelink_controller.core import Path, best_paths
 from edgelink_controller.latency.service import Sample
@@ -13,6 +15,7 @@ from edgelink_controller.latency.service import Sample
 # A path replaces another only when it is better by both.
 HYSTERESIS_RATIO = 0.10
 HYSTERESIS_MS = 5.0
+K = TypeVar("K")
 Pair = tuple[int, int]
 Choice = tuple[Path | None, Path | None]
 NOTHING: Choice = (None, None)
@@ -74,7 +77,7 @@ class PathBook:
         legs = [
             self._node_relay.get(pair[0], {}).get(path[0]),
             self._node_relay.get(pair[1], {}).get(path[-1]),
-            *(self._between(a, b) for a, b in zip(path, path[1:], strict=False)),
+            *(self._between(a, b) for a, b in pairwise(path)),
         ]
         for leg in legs:
             if leg is None:
@@ -87,7 +90,7 @@ class PathBook:
         return self._relay_relay.get((b, a)) if known is None else known
 
 
-def _put(row: dict[int, float] | dict[Pair, float], key: int | Pair, value: float) -> bool:
-    before = row.get(key)  # type: ignore[call-overload]
-    row[key] = value  # type: ignore[index]
+def _put(row: dict[K, float], key: K, value: float) -> bool:
+    before = row.get(key)
+    row[key] = value
     return before is None or abs(value - before) > max(HYSTERESIS_MS, before * HYSTERESIS_RATIO) / 2

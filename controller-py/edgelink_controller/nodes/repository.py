@@ -116,5 +116,5 @@ class NodeRepository:
         return (await self._session.execute(statement)).first() is not None
 
 
-def _pairs() -> Select[tuple[Node, Machine]]:
+def _pairs() -> Select[Node, Machine]:
     return select(Node, Machine).join(Machine, Machine.id == Node.machine_id)
