@@ -8,6 +8,7 @@ pub mod drop_reason;
 pub mod error;
 pub mod id;
 pub mod node;
+pub mod path;
 pub mod routing;
 pub mod session;
 pub mod time;
