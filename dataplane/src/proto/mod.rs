@@ -11,5 +11,7 @@ pub mod node;
 pub mod path;
 pub mod routing;
 pub mod session;
+pub mod relay;
 pub mod time;
+pub mod token;
 pub mod wire;
