@@ -9,6 +9,7 @@ pub mod error;
 pub mod id;
 pub mod latency;
 pub mod node;
+pub mod path;
 pub mod routing;
 pub mod session;
 pub mod relay;
