@@ -1,3 +1,9 @@
-//! Placeholder.
+//! EdgeLink's node: the daemon and its command line.
+mod args;
+mod config;
+mod control;
+mod keys;
 
-fn main() {}
+fn main() {
+    let _ = <args::Cli as clap::Parser>::parse();
+}
