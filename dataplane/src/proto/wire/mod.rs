@@ -4,3 +4,5 @@ pub mod control;
 pub mod data;
 pub mod frame;
 pub mod reassembly;
+pub mod upgrade;
+pub mod websocket;
