@@ -7,5 +7,8 @@ pub mod crypto;
 pub mod drop_reason;
 pub mod error;
 pub mod id;
+pub mod node;
+pub mod routing;
+pub mod session;
 pub mod time;
 pub mod wire;
