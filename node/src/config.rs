@@ -17,6 +17,9 @@ use crate::args::Overrides;
 use crate::control::url::ControllerUrl;
 use file::{ConfigFile, LogFormat};
 
+/// The interface unless one is named.
+pub(crate) const DEFAULT_INTERFACE: &str = "edge0";
+
 /// Everything the daemon needs to know.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
@@ -128,7 +131,7 @@ fn merge(overrides: &Overrides, file: ConfigFile) -> anyhow::Result<Settings> {
         .clone()
         .or(file.key_file)
         .map_or_else(|| state_dir.join("keys.json"), |path| expand(&path));
-    let interface = overrides.interface.clone().or(file.tun.name).unwrap_or_else(|| "edge0".to_owned());
+    let interface = overrides.interface.clone().or(file.tun.name).unwrap_or_else(|| DEFAULT_INTERFACE.to_owned());
     check_interface(&interface)?;
     let mtu = overrides.mtu.or(file.tun.mtu);
     if let Some(mtu) = mtu.filter(|mtu| !(1280..=9000).contains(mtu)) {

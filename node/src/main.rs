@@ -3,6 +3,7 @@ mod args;
 mod config;
 mod control;
 mod keys;
+mod system;
 
 fn main() {
     let _ = <args::Cli as clap::Parser>::parse();
