@@ -9,6 +9,7 @@ pub mod driver;
 pub mod epoll;
 pub mod node;
 pub mod outbox;
+mod slab;
 pub mod socket;
 pub mod tls;
 pub mod uring;
