@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import ssl
 import time
 from collections import deque
 from typing import Any, Self
@@ -22,6 +23,7 @@ class Peer:
     def __init__(self) -> None:
         self.frames: deque[tuple[int, Any]] = deque()
         self._decoder = meshdp.FrameDecoder()
+        self.tls: ssl.SSLContext | None = None
         self._socket: ClientConnection | None = None
 
     @property
@@ -30,7 +32,7 @@ class Peer:
         return self._socket
 
     async def open(self, ws: str) -> Self:
-        self._socket = await connect(ws + self.path, compression=None, max_size=None)
+        self._socket = await connect(ws + self.path, compression=None, max_size=None, ssl=self.tls)
         return self
 
     async def send(self, kind: FrameType, message: dict[str, Any], *, ack_wanted: bool = False) -> None:

@@ -174,6 +174,8 @@ def _bind(host: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
+        # From here on clients wait in the backlog until the application is ready, instead of being refused.
+        bound.listen(1024)
     except PermissionError:
         bound.close()
         raise ConfigError(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from edgelink_controller.changes.service import ChangeRow
 from edgelink_controller.control import messages
 from edgelink_controller.control.channel import MALFORMED, Channel, Frame, Refused
-from edgelink_controller.control.session import Session, unexpected
+from edgelink_controller.control.session import PING_S, Session, unexpected
 from edgelink_controller.core import BadKey, FrameType, NodeKeyClaim, decode_key, verify_node_key
 from edgelink_controller.kit.errors import Problem
 from edgelink_controller.kit.store import Actor
@@ -76,6 +76,10 @@ class NodeSession(Session):
             await self._send_config(authorised)
         if before and not authorised:
             await self._send_not_authorised()
+
+    def due_s(self) -> float:
+        renewals = [*self._renew_at.values(), self._auth_renew_at] if self._authorised else []
+        return max(0.1, min(renewals) - self._hub.store.clock.now()) if renewals else PING_S
 
     async def handle(self, frame: Frame) -> None:
         if frame.kind == FrameType.NODE_UPDATE:
@@ -244,9 +248,11 @@ class NodeSession(Session):
     async def _renew_tokens(self, *, everything: bool = False) -> None:
         now = self._hub.store.clock.now()
         authorised = self._authorised_now()
-        for node_id in self._tokens.keys() - authorised:
-            # Void since it was revoked; a later authorisation needs a new one.
-            del self._tokens[node_id]
+        for node_id, token in list(self._tokens.items()):
+            # A node may have been revoked and let in again between two looks: then its old token is void all the same.
+            if node_id not in authorised or self._hub.picture.is_void(node_id, token):
+                del self._tokens[node_id]
+                self._auth_renew_at = 0.0
         due = {node_id for node_id in authorised if everything or now >= self._renew_at.get(node_id, 0)}
         due |= authorised - self._tokens.keys()
         auth_due = authorised and (everything or now >= self._auth_renew_at)

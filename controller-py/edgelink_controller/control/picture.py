@@ -19,7 +19,7 @@ from edgelink_controller.routes.service import RouteService
 from edgelink_controller.servers.schemas import ServerOut
 from edgelink_controller.servers.service import ServerService
 from edgelink_controller.settings.service import SettingService
-from edgelink_controller.tokens.service import RevocationView, TokenService
+from edgelink_controller.tokens.service import Issued, RevocationView, TokenService
 
 # Change rows kept per network; whoever is further behind gets a whole configuration.
 KEPT_ROWS = 10_000
@@ -34,6 +34,7 @@ class Picture:
         self.relays: dict[int, ServerOut] = {}
         self.settings: dict[str, Any] = {}
         self.revocations: dict[int, RevocationView] = {}
+        self._void_before: dict[int, int] = {}
         self._nodes_of: dict[int, set[int]] = {}
         self._routes_of: dict[int, set[int]] = {}
         self._log: dict[int | None, deque[ChangeRow]] = {}
@@ -56,7 +57,7 @@ class Picture:
                     self._put_route(route)
             await self._load_relays(uow)
             self.settings = await SettingService(uow).effective()
-            self.revocations = {item.id: item for item in await TokenService(uow).revocations()}
+            self._put_revocations(await TokenService(uow).revocations())
 
     async def catch_up(self, store: Store) -> list[ChangeRow]:
         """Take in what was committed since; gives the change rows, oldest first."""
@@ -76,7 +77,7 @@ class Picture:
                 self.settings = await SettingService(uow).effective()
             revoked = {row.entity_id for row in rows if row.entity == "revocation"}
             if revoked:
-                self.revocations |= {item.id: item for item in await TokenService(uow).revocations(revoked)}
+                self._put_revocations(await TokenService(uow).revocations(revoked))
         for row in rows:
             self._append(row)
         self.head = rows[-1].id
@@ -99,6 +100,10 @@ class Picture:
         route = self.routes.get(route_id)
         node = self.nodes.get(route.node_id) if route else None
         return node is not None and node.authorized
+
+    def is_void(self, node_id: int, token: Issued) -> bool:
+        """Whether a node's token was issued before the node was last revoked."""
+        return token.issued_at < self._void_before.get(node_id, 0)
 
     def live_revocations(self, now: float) -> list[RevocationView]:
         """What relays have to refuse; what is over is forgotten on the way."""
@@ -146,6 +151,12 @@ class Picture:
 
     async def _load_relays(self, uow: Uow) -> None:
         self.relays = {server.id: server for server in await ServerService(uow).all_enabled()}
+
+    def _put_revocations(self, items: Iterable[RevocationView]) -> None:
+        for item in items:
+            self.revocations[item.id] = item
+            if item.kind == "node" and item.subject_id is not None and item.before is not None:
+                self._void_before[item.subject_id] = max(item.before, self._void_before.get(item.subject_id, 0))
 
     def _put_node(self, node: NodeView) -> None:
         self.nodes[node.id] = node

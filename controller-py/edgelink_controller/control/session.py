@@ -96,7 +96,7 @@ class Session(ABC):
         await self.start()
         while True:
             try:
-                async with asyncio.timeout(PING_S / 3):
+                async with asyncio.timeout(min(PING_S / 3, self.due_s())):
                     await self._wake.wait()
             except TimeoutError:
                 if loop.time() - self._heard >= PING_S:
@@ -107,6 +107,10 @@ class Session(ABC):
     async def _until_replaced(self) -> None:
         await self._replaced.wait()
         raise Replaced
+
+    def due_s(self) -> float:
+        """Seconds until `sync` has something to do that nobody wakes the session for."""
+        return PING_S
 
     @abstractmethod
     async def start(self) -> None:

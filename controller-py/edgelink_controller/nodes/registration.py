@@ -155,8 +155,9 @@ class RegistrationService:
 
     async def _free_name(self, network_id: int, hostname: str) -> str:
         base = re.sub(r"[^a-z0-9-]+", "-", hostname.lower().split(".")[0]).strip("-")[:56].strip("-") or "node"
+        taken = set(await self._rows.names_from(network_id, base))
         name, number = base, 1
-        while await self._rows.name_taken(network_id, name):
+        while name in taken:
             number += 1
             name = f"{base}-{number}"
         return name

@@ -49,6 +49,11 @@ class NodeRepository:
         query = select(func.count()).where(Node.network_id == network_id, Node.name == name)
         return bool(await self._session.scalar(query))
 
+    async def names_from(self, network_id: int, base: str) -> Sequence[str]:
+        """Names in a network that begin with `base`."""
+        query = select(Node.name).where(Node.network_id == network_id, Node.name.startswith(base, autoescape=True))
+        return (await self._session.scalars(query)).all()
+
     async def pairs(self, network_id: int | None, ids: Iterable[int] | None) -> list[Pair]:
         query = _pairs()
         if network_id is not None:

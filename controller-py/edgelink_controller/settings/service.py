@@ -35,18 +35,25 @@ class SettingService:
 
     async def effective(self) -> dict[str, Any]:
         """The values in force of everything in `EDITABLE`."""
-        return {item.key: item.value for item in await self.all() if item.key in EDITABLE}
+        stored = await self._stored()
+        return {key: self._value(key, stored)[0] for key in EDITABLE}
+
+    async def _stored(self) -> dict[str, Any]:
+        return {row.key: json.loads(row.value) for row in await self._rows.all()}
+
+    def _value(self, key: str, stored: dict[str, Any]) -> tuple[Any, str]:
+        source = self._uow.sources.get(key, "default")
+        if source == "default" and key in EDITABLE and key in stored:
+            return stored[key], "database"
+        return _look_up(self._uow.config, key), source
 
     async def all(self) -> list[SettingOut]:
         """Every key of the configuration with its value in force and where that comes from; secrets masked."""
-        stored = {row.key: json.loads(row.value) for row in await self._rows.all()}
+        stored = await self._stored()
         shown = []
         default = Config()
         for key in known_keys():
-            source = self._uow.sources.get(key, "default")
-            value = _look_up(self._uow.config, key)
-            if source == "default" and key in EDITABLE and key in stored:
-                value, source = stored[key], "database"
+            value, source = self._value(key, stored)
             if key in _SECRET and value is not None:
                 value = "********"
             shown.append(
@@ -79,8 +86,11 @@ def _look_up(config: Config, key: str) -> Any:
     return value
 
 
+_ANY: TypeAdapter[Any] = TypeAdapter(Any)
+
+
 def _plain(value: Any) -> Any:
-    return TypeAdapter(Any).dump_python(value, mode="json")
+    return _ANY.dump_python(value, mode="json")
 
 
 def _check(key: str, value: Any) -> Any:

@@ -40,6 +40,7 @@ class Issued:
     jti: str
     kind: str
     subject: str
+    issued_at: int
     expires_at: int
 
     def shown(self) -> IssuedTokenOut:
@@ -114,7 +115,7 @@ class TokenService:
             }
         )
         await self._rows.add(IssuedToken(jti=jti, kind=kind, subject=subject, issued_at=issued, expires_at=expires))
-        return Issued(token, jti, kind, subject, expires)
+        return Issued(token, jti, kind, subject, issued, expires)
 
     async def check(self, token: str, typ: str) -> dict[str, Any]:
         """The claims of a token that was issued here and still holds. Raises `TokenRefused` (1001, 1002, 1003)."""
