@@ -9,4 +9,5 @@ pub mod error;
 pub mod id;
 pub mod latency;
 pub mod time;
+pub mod token;
 pub mod wire;

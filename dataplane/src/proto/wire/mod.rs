@@ -4,3 +4,4 @@ pub mod control;
 pub mod data;
 pub mod frame;
 pub mod reassembly;
+pub mod stun;
