@@ -10,6 +10,8 @@ pub mod epoll;
 pub mod outbox;
 mod slab;
 pub mod socket;
+#[cfg(test)]
+mod tests;
 pub mod tls;
 pub mod uring;
 
