@@ -8,7 +8,9 @@ pub mod connection;
 pub mod driver;
 pub mod epoll;
 pub mod outbox;
+pub mod relay;
 pub mod socket;
+pub mod stun;
 pub mod tls;
 pub mod uring;
 
