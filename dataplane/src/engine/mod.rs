@@ -9,6 +9,7 @@ pub mod driver;
 pub mod epoll;
 pub mod outbox;
 pub mod relay;
+mod slab;
 pub mod socket;
 pub mod stun;
 pub mod tls;
