@@ -9,10 +9,12 @@ pub mod driver;
 pub mod epoll;
 pub mod node;
 pub mod outbox;
+pub mod relay;
 mod slab;
 pub mod socket;
 #[cfg(test)]
 mod tests;
+pub mod stun;
 pub mod tls;
 pub mod uring;
 
