@@ -8,6 +8,7 @@ pub mod connection;
 pub mod driver;
 pub mod epoll;
 pub mod outbox;
+mod slab;
 pub mod socket;
 pub mod tls;
 pub mod uring;

@@ -18,10 +18,15 @@ use rand_core::{RngCore, SeedableRng};
 
 use crate::packet::pool::{Buffer, LARGEST, Pool};
 use crate::proto::time::Instant;
+use crate::proto::wire::frame::MAX_FRAME;
 use crate::proto::wire::websocket::{self, MAX_HEADER, Opcode, Role, header_len};
 
 /// The longest message that still travels in one TLS record: header and payload together.
 pub const RECORD: usize = 16 << 10;
+
+/// The fullest a chunk gets: what TLS adds to it still fits the largest pooled buffer, and the longest frame fits it.
+const CHUNK: usize = LARGEST - 1536;
+const _: () = assert!(CHUNK >= MAX_FRAME + MAX_HEADER);
 
 /// The limit refused a frame.
 #[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]
@@ -113,7 +118,7 @@ impl Outbox {
     pub fn push_urgent(&mut self, frame: &[u8], now: Instant) -> Result<(), OutboxFull> {
         let chunk = self.urgent.get_or_insert_with(|| Chunk::new(&self.pool, frame.len(), now));
         if !chunk.can_take(frame.len(), self.role) {
-            return Err(OutboxFull { queued: chunk.buffer.len(), limit: LARGEST });
+            return Err(OutboxFull { queued: chunk.buffer.len(), limit: CHUNK });
         }
         chunk.prepare(frame.len(), self.role, &mut self.masks);
         let fits = chunk.buffer.append(frame);
@@ -198,7 +203,7 @@ impl Chunk {
     /// Whether `len` more bytes fit, if need be with a new message and in a larger buffer. An empty chunk takes anything.
     fn can_take(&self, len: usize, role: Role) -> bool {
         let room = if self.continues(len) { 0 } else { room(len, role) };
-        self.frames == 0 || self.buffer.len() + room + len <= LARGEST
+        self.frames == 0 || self.buffer.len() + room + len <= CHUNK
     }
 
     /// Whether a frame of `len` goes into the open message.

@@ -4,6 +4,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
+use rustix::io::Errno;
+use rustix::net::SendFlags;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 /// Connections that may wait to be accepted: bursts of reconnecting nodes after a relay restart.
@@ -129,4 +131,25 @@ fn bindable(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<S
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
     Ok(socket)
+}
+
+/// Sends a datagram without waiting; false when the socket's buffer is full.
+pub(super) fn send_to(socket: &OwnedFd, to: SocketAddr, datagram: &[u8]) -> io::Result<bool> {
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    match rustix::net::sendto(socket, datagram, flags, &to) {
+        Ok(_) => Ok(true),
+        Err(Errno::AGAIN | Errno::NOBUFS) => Ok(false),
+        // An ICMP error about an earlier datagram: taken by this call, so once more.
+        Err(Errno::CONNREFUSED) => Ok(rustix::net::sendto(socket, datagram, flags, &to).is_ok()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Writes a packet to a TUN device without waiting; false when it does not take it: full, or not up (EIO).
+pub(super) fn write_packet(device: &OwnedFd, packet: &[u8]) -> io::Result<bool> {
+    match rustix::io::write(device, packet) {
+        Ok(_) => Ok(true),
+        Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM | Errno::IO) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }

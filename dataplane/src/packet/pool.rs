@@ -117,6 +117,11 @@ impl Buffer {
         self.end = self.end.min(self.start + len);
     }
 
+    /// Empties it.
+    pub fn clear(&mut self) {
+        (self.start, self.end) = (0, 0);
+    }
+
     /// Drops the first `n` filled bytes: they were sent, or are headroom that was not needed.
     pub fn consume(&mut self, n: usize) {
         self.start += n.min(self.len());

@@ -13,6 +13,8 @@ pub struct Uring {
 impl Uring {
     /// Opens it, in the thread that will use it.
     pub fn open() -> io::Result<Self> {
+        return Err(io::ErrorKind::Unsupported.into());
+        #[allow(unreachable_code)]
         todo!()
     }
 }

@@ -227,6 +227,19 @@ pub fn write_header(opcode: Opcode, payload_len: usize, key: Option<[u8; 4]>, he
     len
 }
 
+/// Bytes of the first frame, header included, of frames that were written here: all of them when they are no such thing.
+pub fn first_frame_len(frames: &[u8]) -> usize {
+    let role =
+        if frames.get(1).is_some_and(|second| second & 0x80 != 0) { Role::Server } else { Role::Client };
+    match Header::parse(frames, role) {
+        Ok(Parsed::Header(header)) => {
+            let payload = usize::try_from(header.payload_len).unwrap_or(usize::MAX);
+            header.header_len.saturating_add(payload).min(frames.len())
+        }
+        _ => frames.len(),
+    }
+}
+
 /// Masks or unmasks (the same) a whole payload in place, 64 bytes a step.
 pub fn mask(payload: &mut [u8], key: [u8; 4]) {
     if key == [0; 4] {
