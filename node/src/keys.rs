@@ -17,6 +17,9 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 /// No key file is longer.
 const MAX_BYTES: u64 = 4096;
 
+/// Seconds that a rotated node_key goes on answering (`docs/protocol.md` §2.1).
+const KEEP_PREVIOUS: u64 = 300;
+
 /// The keys of this machine.
 #[derive(Debug)]
 pub(crate) struct Keys {
@@ -24,6 +27,7 @@ pub(crate) struct Keys {
     machine: MachineKey,
     node: NodeKey,
     created: u64,
+    previous: Option<(NodeKey, u64)>,
 }
 
 /// As it stands in the file. All values are base64 of 32 bytes.
@@ -32,6 +36,8 @@ pub(crate) struct Keys {
 struct KeyFile {
     machine_key: String,
     node_key: NodeKeyEntry,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    previous_node_key: Option<PreviousEntry>,
 }
 
 #[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
@@ -40,6 +46,15 @@ struct NodeKeyEntry {
     private: String,
     /// Unix seconds.
     created: u64,
+}
+
+/// Peers that have not heard of the rotation yet still use it.
+#[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+#[serde(deny_unknown_fields)]
+struct PreviousEntry {
+    private: String,
+    /// Unix seconds.
+    until: u64,
 }
 
 impl Keys {
@@ -75,6 +90,7 @@ impl Keys {
             machine: MachineKey::from_seed(&machine)?,
             node: NodeKey::from_private(*node)?,
             created: now,
+            previous: None,
         };
         let mut file =
             private_file(path).with_context(|| format!("cannot make the key file {}", path.display()))?;
@@ -114,18 +130,26 @@ impl Keys {
             machine: MachineKey::from_seed(&*secret(&entry.machine_key, "machine_key")?)?,
             node: NodeKey::from_private(*secret(&entry.node_key.private, "node_key.private")?)?,
             created: entry.node_key.created,
+            previous: match &entry.previous_node_key {
+                Some(previous) => Some((
+                    NodeKey::from_private(*secret(&previous.private, "previous_node_key.private")?)?,
+                    previous.until,
+                )),
+                None => None,
+            },
         })
     }
 
     /// Replaces the node_key, in the file first. The old one stays usable by whoever holds a clone of it.
     pub(crate) fn rotate(&mut self, now: u64) -> anyhow::Result<()> {
-        let (node, created) = (self.node.clone(), self.created);
-        self.node = NodeKey::from_private(*random_secret())?;
+        let fresh = NodeKey::from_private(*random_secret())?;
+        let before = (self.node.clone(), self.created, self.previous.take());
+        self.previous = Some((std::mem::replace(&mut self.node, fresh), now + KEEP_PREVIOUS));
         self.created = now;
         let written = self.to_text().and_then(|text| write_private(&self.path, text.as_bytes()));
         if written.is_err() {
             // A key that would be gone after a restart is not announced.
-            (self.node, self.created) = (node, created);
+            (self.node, self.created, self.previous) = before;
         }
         written.with_context(|| format!("cannot rewrite the key file {}", self.path.display()))
     }
@@ -137,6 +161,10 @@ impl Keys {
                 private: Base64(*self.node.private()).to_string(),
                 created: self.created,
             },
+            previous_node_key: self.previous.as_ref().map(|(key, until)| PreviousEntry {
+                private: Base64(*key.private()).to_string(),
+                until: *until,
+            }),
         };
         // Room for all of it: growing would leave copies behind.
         let mut text = Zeroizing::new(Vec::with_capacity(MAX_BYTES as usize));
@@ -158,6 +186,11 @@ impl Keys {
     /// When the current node_key was made, unix seconds.
     pub(crate) const fn created(&self) -> u64 {
         self.created
+    }
+
+    /// The node_key before the last rotation, and until when (unix seconds) it answers.
+    pub(crate) fn previous(&self) -> Option<(NodeKey, u64)> {
+        self.previous.clone()
     }
 
     /// The current node_key as it is published.
@@ -281,6 +314,7 @@ mod tests {
             (read.machine().public(), read.node().public(), read.created()),
             (machine, keys.node().public(), 2)
         );
+        assert_eq!(read.previous().map(|(key, until)| (key.public(), until)), Some((old, 302)));
         assert_eq!(mode(&path), 0o600);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file stays");
     }
