@@ -1,1 +1,8 @@
 //! Buffers that packets live in.
+//!
+//! [`pool`] keeps the output buffers of one worker: last in, first out, and held by a connection only while it has something to send.
+//! Receive buffers belong to the driver ([`crate::engine::driver`]).
+
+pub mod pool;
+
+pub use pool::{Buffer, Pool};

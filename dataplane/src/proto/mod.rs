@@ -8,6 +8,7 @@ pub mod drop_reason;
 pub mod error;
 pub mod id;
 pub mod latency;
+pub mod relay;
 pub mod time;
 pub mod token;
 pub mod wire;

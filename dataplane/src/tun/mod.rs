@@ -1,1 +1,19 @@
-//! TUN devices.
+//! TUN devices: [`linux`] opens one in the kernel, [`memory`] is a pair of ends for tests and examples.
+//!
+//! A device is a descriptor that gives and takes one IP packet per read and write. Its addresses and routes are set by whoever owns it
+//! (the node), its packets go through [`crate::engine::driver::Driver::packets`] and [`crate::engine::driver::Driver::write_packet`]. The batch
+//! form below is for those who have no driver: it moves what is there without waiting.
+
+pub mod linux;
+pub mod memory;
+
+use std::io;
+
+/// Packets without waiting, several at a time.
+pub trait Tun {
+    /// Hands packets to `sink` until there is none or `max` were read; says how many.
+    fn read_batch(&mut self, max: usize, sink: &mut dyn FnMut(&mut [u8])) -> io::Result<usize>;
+
+    /// Writes packets in order; says how many the device took before it was full.
+    fn write_batch(&mut self, packets: &[&[u8]]) -> io::Result<usize>;
+}

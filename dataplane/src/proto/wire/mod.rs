@@ -5,3 +5,5 @@ pub mod data;
 pub mod frame;
 pub mod reassembly;
 pub mod stun;
+pub mod upgrade;
+pub mod websocket;

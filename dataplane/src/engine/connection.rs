@@ -1,0 +1,619 @@
+//! One connection: TLS, HTTP upgrade and WebSocket in either role, as a filter of bytes.
+//!
+//! It knows neither driver nor socket: received bytes go in by [`Connection::receive`], what they complete comes out through the sink in order;
+//! what is to be sent comes out of [`Connection::take_output`], which takes from the connection's [`Outbox`] once the upgrade is done. Pings,
+//! pongs and the closing handshake are answered inside.
+//!
+//! ```ignore
+//! connection.receive(driver.bytes(&buffer), &mut |incoming| match incoming {
+//!     Incoming::Upgraded(request) => …,            // server: which path, which forwarded address
+//!     Incoming::Message(frames) => …,              // whole EdgeLink frames, in place: route them into other outboxes
+//!     Incoming::Closed { code } => …,
+//! })?;
+//! if driver.can_send(token) && let Some(buffer) = connection.take_output(&mut outbox)? {
+//!     driver.send(token, buffer);                  // again on Event::Sent until it is None
+//! }
+//! ```
+//!
+//! An idle connection holds no buffer: a cut record or message is kept only until the rest has come.
+
+use std::sync::Arc;
+
+use rustls::pki_types::ServerName;
+
+use super::outbox::{self, Outbox};
+use super::tls::filter::{Filter, RECORD_OVERHEAD};
+use crate::packet::pool::{Buffer, Pool};
+use crate::proto::error::ErrorCode;
+use crate::proto::wire::upgrade::{Client, Head, Request, UpgradeError, answer};
+use crate::proto::wire::websocket::{self, Item, MAX_HEADER, Opcode, Reader, Role, WebsocketError};
+
+/// What [`Connection::receive`] hands to its sink, in the order it came.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Incoming<'a> {
+    /// The upgrade is done. At a server with the request; at a client `None`.
+    Upgraded(Option<&'a Request>),
+    /// The payload of one whole binary message, unmasked: one or more EdgeLink frames. Changed at will by the sink.
+    Message(&'a mut [u8]),
+    /// The other end closes the WebSocket (the answer is queued). Nothing follows.
+    Closed {
+        /// Its close code, if it gave one.
+        code: Option<u16>,
+    },
+}
+
+/// Why a connection is of no use any more.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectionError {
+    /// TLS failed: bad records, an alert, a certificate that is not trusted.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The upgrade failed. A server's answer (400, 404, 426, 431) is queued.
+    #[error("WebSocket upgrade: {0}")]
+    Upgrade(#[from] UpgradeError),
+    /// The WebSocket framing was broken.
+    #[error(transparent)]
+    Websocket(#[from] WebsocketError),
+}
+
+impl ConnectionError {
+    /// The ERROR frame to send before closing, when the other end can still read one.
+    pub fn error_code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Websocket(WebsocketError::TooLarge { .. }) => Some(ErrorCode::TooLarge),
+            Self::Websocket(_) => Some(ErrorCode::Malformed),
+            _ => None,
+        }
+    }
+}
+
+/// How a server answers upgrades.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// `None`: plain, behind a proxy or on loopback.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Paths that exist; others get 404.
+    pub paths: &'static [&'static str],
+    /// The longest message accepted.
+    pub max_message: usize,
+}
+
+/// Whom a client dials.
+#[derive(Clone, Debug)]
+pub struct ClientOptions {
+    /// `None`: `ws://`.
+    pub tls: Option<(Arc<rustls::ClientConfig>, ServerName<'static>)>,
+    /// The value of the Host header: name, and port when it is not the scheme's.
+    pub host: String,
+    /// The path, starting with `/`.
+    pub path: String,
+    /// The longest message accepted.
+    pub max_message: usize,
+}
+
+/// See the module's doc.
+#[derive(Debug)]
+pub struct Connection {
+    tls: Option<Box<Filter>>,
+    stream: Stream,
+    pool: Pool,
+    /// What is to be sent can no longer be sealed: only what is pending goes.
+    broken: bool,
+}
+
+/// What is inside TLS.
+#[derive(Debug)]
+struct Stream {
+    role: Role,
+    phase: Phase,
+    max_message: usize,
+    /// HTTP that waits to be sent.
+    http: Vec<u8>,
+    /// The payload of the last ping that waits to be answered (RFC 6455 §5.5.3 lets the earlier ones go).
+    pong: Option<Vec<u8>>,
+    ping: bool,
+    close: Close,
+    upgraded: bool,
+    /// The other end has said that it wants nothing any more.
+    peer_gone: bool,
+}
+
+#[derive(Debug)]
+enum Phase {
+    ServerUpgrade {
+        head: Head,
+        paths: &'static [&'static str],
+    },
+    ClientUpgrade {
+        head: Head,
+        client: Client,
+    },
+    Open(Reader),
+    /// Nothing that comes counts any more.
+    Ended,
+}
+
+#[derive(Debug)]
+enum Close {
+    No,
+    /// The payload of the close frame; empty before the upgrade.
+    Wanted(Vec<u8>),
+    Done,
+}
+
+impl Connection {
+    /// The end that was dialled.
+    ///
+    /// # Errors
+    /// rustls refuses the configuration.
+    pub fn server(options: &ServerOptions, pool: &Pool) -> Result<Self, ConnectionError> {
+        let tls = match &options.tls {
+            Some(config) => Some(Box::new(Filter::server(Arc::clone(config))?)),
+            None => None,
+        };
+        let phase = Phase::ServerUpgrade { head: Head::default(), paths: options.paths };
+        let stream = Stream::new(Role::Server, phase, options.max_message, Vec::new());
+        Ok(Self { tls, stream, pool: pool.clone(), broken: false })
+    }
+
+    /// The end that dials; `seed` is fresh randomness for the upgrade's key. [`Connection::take_output`] has the first bytes.
+    ///
+    /// # Errors
+    /// rustls refuses configuration or name; host or path cannot stand in a request.
+    pub fn client(options: &ClientOptions, pool: &Pool, seed: [u8; 16]) -> Result<Self, ConnectionError> {
+        let tls = match &options.tls {
+            Some((config, name)) => Some(Box::new(Filter::client(Arc::clone(config), name.clone())?)),
+            None => None,
+        };
+        let (client, request) = Client::new(&options.host, &options.path, seed)?;
+        let phase = Phase::ClientUpgrade { head: Head::default(), client };
+        let stream = Stream::new(Role::Client, phase, options.max_message, request);
+        Ok(Self { tls, stream, pool: pool.clone(), broken: false })
+    }
+
+    /// Takes received bytes (scratch afterwards) and hands what they complete to `sink`.
+    ///
+    /// # Errors
+    /// The connection is broken: push an ERROR frame if [`ConnectionError::error_code`] has one, [`Connection::close`] it, send what
+    /// [`Connection::take_output`] has, then [`super::driver::Driver::shutdown`].
+    pub fn receive(
+        &mut self,
+        bytes: &mut [u8],
+        sink: &mut impl FnMut(Incoming<'_>),
+    ) -> Result<(), ConnectionError> {
+        let Self { tls, stream, pool, broken } = self;
+        let outcome = match tls {
+            None => stream.receive(bytes, sink),
+            Some(tls) => {
+                let mut scratch: Option<Buffer> = None;
+                let outcome = tls.receive(bytes, &mut |record: &[u8]| {
+                    // rustls lends its plaintext read-only; unmasking needs it writable.
+                    let plain = scratch.get_or_insert_with(|| pool.take(outbox::RECORD));
+                    plain.clear();
+                    plain.ensure_capacity(record.len());
+                    let fits = plain.append(record);
+                    debug_assert!(fits, "capacity was ensured");
+                    stream.receive(plain.filled_mut(), sink)
+                });
+                *broken |= matches!(outcome, Err(ConnectionError::Tls(_)));
+                if outcome.is_ok() && tls.peer_closed() {
+                    stream.peer_ended(sink);
+                }
+                outcome
+            }
+        };
+        if outcome.is_err() {
+            stream.phase = Phase::Ended;
+        }
+        outcome
+    }
+
+    /// The next bytes to send: handshake, pongs, then what waits in `outbox` (a chunk of up to 64 KiB), then the close frame. Call when the
+    /// stream can take a buffer, until it gives `None`.
+    ///
+    /// # Errors
+    /// TLS cannot seal any more.
+    pub fn take_output(&mut self, outbox: &mut Outbox) -> Result<Option<Buffer>, ConnectionError> {
+        let ready = !self.broken && self.tls.as_ref().is_none_or(|tls| tls.is_established());
+        let (mut before, mut chunk, mut after) = (Vec::new(), None, Vec::new());
+        let mut close_now = false;
+        if ready {
+            before = std::mem::take(&mut self.stream.http);
+            self.stream.control_frames(outbox, &mut before);
+            if self.stream.takes_messages() {
+                chunk = outbox.next();
+            }
+            if let Close::Wanted(payload) = &self.stream.close
+                && (!self.stream.takes_messages() || outbox.is_empty())
+            {
+                if !payload.is_empty() {
+                    control_frame(Opcode::Close, payload.clone(), outbox, &mut after);
+                }
+                close_now = true;
+            }
+        } else if matches!(self.stream.close, Close::Wanted(_)) {
+            close_now = true;
+        }
+        if close_now {
+            self.stream.close = Close::Done;
+        }
+        let Some(tls) = &mut self.tls else {
+            return Ok(join(&self.pool, &before, chunk, &after));
+        };
+        let nothing = before.is_empty() && chunk.is_none() && after.is_empty() && !close_now;
+        if nothing && !tls.has_pending() {
+            return Ok(None);
+        }
+        let pending = tls.take_pending();
+        let plain = before.len() + chunk.as_ref().map_or(0, Buffer::len) + after.len();
+        let records = plain / outbox::RECORD + 4;
+        let mut out = self.pool.take(pending.len() + plain + records * RECORD_OVERHEAD);
+        let fits = out.append(&pending);
+        debug_assert!(fits, "room was asked for");
+        if ready {
+            if !before.is_empty() {
+                tls.seal(&before, &mut out)?;
+            }
+            // One message, one record (if it fits): the other end then finds whole messages in each.
+            let mut messages = chunk.as_ref().map_or(&[][..], Buffer::filled);
+            while !messages.is_empty() {
+                let (message, rest) = messages.split_at(websocket::first_frame_len(messages));
+                tls.seal(message, &mut out)?;
+                messages = rest;
+            }
+            if !after.is_empty() {
+                tls.seal(&after, &mut out)?;
+            }
+            if close_now {
+                tls.close_notify(&mut out)?;
+            }
+        }
+        Ok((!out.is_empty()).then_some(out))
+    }
+
+    /// Queues a WebSocket ping (EdgeLink's own PING frame is another thing: it measures to the relay's forwarding).
+    pub fn ping(&mut self) {
+        self.stream.ping = true;
+    }
+
+    /// Ends it from this side: what waits in the outbox still goes, then a close frame, then TLS's close_notify.
+    pub fn close(&mut self, code: u16, reason: &str) {
+        if matches!(self.stream.close, Close::No) {
+            let payload =
+                if self.stream.upgraded { websocket::close_payload(code, reason) } else { Vec::new() };
+            self.stream.close = Close::Wanted(payload);
+        }
+    }
+
+    /// Whether the upgrade is done and the connection not closed: only then does [`Connection::take_output`] take from the outbox.
+    pub fn is_open(&self) -> bool {
+        matches!(self.stream.phase, Phase::Open(_)) && matches!(self.stream.close, Close::No)
+    }
+
+    /// Whether the last bytes of a closed connection have been taken: after they are sent, [`super::driver::Driver::shutdown`].
+    pub fn is_finished(&self) -> bool {
+        matches!(self.stream.close, Close::Done)
+    }
+}
+
+impl Stream {
+    fn new(role: Role, phase: Phase, max_message: usize, http: Vec<u8>) -> Self {
+        Self {
+            role,
+            phase,
+            max_message,
+            http,
+            pong: None,
+            ping: false,
+            close: Close::No,
+            upgraded: false,
+            peer_gone: false,
+        }
+    }
+
+    fn receive(
+        &mut self,
+        bytes: &mut [u8],
+        sink: &mut impl FnMut(Incoming<'_>),
+    ) -> Result<(), ConnectionError> {
+        match &mut self.phase {
+            Phase::Open(_) => self.messages(bytes, sink),
+            Phase::Ended => Ok(()),
+            Phase::ServerUpgrade { head, paths } => {
+                let paths = *paths;
+                let outcome = head.push(bytes);
+                self.upgrade(outcome, sink, |head| {
+                    answer(head, paths).map(|(request, response)| (Some(request), response))
+                })
+            }
+            Phase::ClientUpgrade { head, client } => {
+                let outcome = head.push(bytes).and_then(|whole| match whole {
+                    Some(whole) => client.check(&whole.0).map(|()| Some(whole)),
+                    None => Ok(None),
+                });
+                self.upgrade(outcome, sink, |_| Ok((None, Vec::new())))
+            }
+        }
+    }
+
+    /// Goes on with what came behind the head, once that is whole and right.
+    fn upgrade(
+        &mut self,
+        outcome: Result<Option<(Vec<u8>, Vec<u8>)>, UpgradeError>,
+        sink: &mut impl FnMut(Incoming<'_>),
+        answer: impl FnOnce(&[u8]) -> Result<(Option<Request>, Vec<u8>), UpgradeError>,
+    ) -> Result<(), ConnectionError> {
+        let checked = outcome.and_then(|whole| match whole {
+            Some((head, after)) => answer(&head).map(|(request, response)| Some((request, response, after))),
+            None => Ok(None),
+        });
+        match checked {
+            Ok(None) => Ok(()),
+            Ok(Some((request, response, mut after))) => {
+                self.http.extend_from_slice(&response);
+                self.phase = Phase::Open(Reader::new(self.role, self.max_message));
+                self.upgraded = true;
+                sink(Incoming::Upgraded(request.as_ref()));
+                self.messages(&mut after, sink)
+            }
+            Err(error) => {
+                if self.role == Role::Server {
+                    self.http = error.response();
+                }
+                self.phase = Phase::Ended;
+                self.close = Close::Wanted(Vec::new());
+                Err(error.into())
+            }
+        }
+    }
+
+    fn messages(
+        &mut self,
+        bytes: &mut [u8],
+        sink: &mut impl FnMut(Incoming<'_>),
+    ) -> Result<(), ConnectionError> {
+        let Phase::Open(reader) = &mut self.phase else { return Ok(()) };
+        let (pong, close) = (&mut self.pong, &mut self.close);
+        let mut ended = false;
+        reader.receive(bytes, &mut |item| match item {
+            Item::Message(payload) => sink(Incoming::Message(payload)),
+            Item::Ping(payload) => *pong = Some(payload.to_vec()),
+            Item::Pong(_) => {}
+            Item::Close(code, _) => {
+                ended = true;
+                if matches!(close, Close::No) {
+                    *close = Close::Wanted(websocket::close_payload(code.unwrap_or(1000), ""));
+                }
+                sink(Incoming::Closed { code });
+            }
+        })?;
+        if ended {
+            self.phase = Phase::Ended;
+            self.peer_gone = true;
+        }
+        Ok(())
+    }
+
+    /// TLS has ended without a close frame before it.
+    fn peer_ended(&mut self, sink: &mut impl FnMut(Incoming<'_>)) {
+        if !matches!(self.phase, Phase::Ended) {
+            self.phase = Phase::Ended;
+            self.peer_gone = true;
+            if matches!(self.close, Close::No) {
+                self.close = Close::Wanted(Vec::new());
+            }
+            sink(Incoming::Closed { code: None });
+        }
+    }
+
+    /// Whether what waits in the outbox may go: also after the reader has failed, before the close frame.
+    fn takes_messages(&self) -> bool {
+        self.upgraded && !self.peer_gone && !matches!(self.close, Close::Done)
+    }
+
+    fn control_frames(&mut self, outbox: &mut Outbox, out: &mut Vec<u8>) {
+        if !self.takes_messages() {
+            return;
+        }
+        if let Some(payload) = self.pong.take() {
+            control_frame(Opcode::Pong, payload, outbox, out);
+        }
+        if std::mem::take(&mut self.ping) {
+            control_frame(Opcode::Ping, Vec::new(), outbox, out);
+        }
+    }
+}
+
+fn control_frame(opcode: Opcode, mut payload: Vec<u8>, outbox: &mut Outbox, out: &mut Vec<u8>) {
+    let key = outbox.masking_key();
+    let mut headroom = [0; MAX_HEADER];
+    let len = websocket::write_header(opcode, payload.len(), key, &mut headroom);
+    if let Some(key) = key {
+        websocket::mask(&mut payload, key);
+    }
+    out.extend_from_slice(&headroom[MAX_HEADER - len..]);
+    out.extend_from_slice(&payload);
+}
+
+/// Without TLS the chunk goes as it is, unless something goes with it.
+fn join(pool: &Pool, before: &[u8], chunk: Option<Buffer>, after: &[u8]) -> Option<Buffer> {
+    if before.is_empty() && after.is_empty() {
+        return chunk;
+    }
+    let middle = chunk.as_ref().map_or(&[][..], Buffer::filled);
+    let mut out = pool.take(before.len() + middle.len() + after.len());
+    let fits = out.append(before) && out.append(middle) && out.append(after);
+    debug_assert!(fits, "room was asked for");
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tls::{Roots, client_config, self_signed};
+    use super::*;
+    use crate::proto::time::Instant;
+
+    const PATHS: &[&str] = &["/ws/data"];
+
+    /// One end with everything a worker would have around it.
+    struct End {
+        connection: Connection,
+        outbox: Outbox,
+        got: Vec<Vec<u8>>,
+        upgraded: Option<Option<Request>>,
+        closed: Option<Option<u16>>,
+        error: Option<ConnectionError>,
+    }
+
+    impl End {
+        fn new(connection: Connection, role: Role, pool: &Pool) -> Self {
+            let outbox = Outbox::new(role, 1 << 20, pool, [7; 32]);
+            Self { connection, outbox, got: Vec::new(), upgraded: None, closed: None, error: None }
+        }
+
+        fn push(&mut self, frame: &[u8]) {
+            self.outbox.push(frame, Instant::ZERO).unwrap();
+        }
+
+        fn receive(&mut self, bytes: &mut [u8]) {
+            let (got, upgraded, closed) = (&mut self.got, &mut self.upgraded, &mut self.closed);
+            let outcome = self.connection.receive(bytes, &mut |incoming| match incoming {
+                Incoming::Upgraded(request) => *upgraded = Some(request.cloned()),
+                Incoming::Message(message) => got.push(message.to_vec()),
+                Incoming::Closed { code } => *closed = Some(code),
+            });
+            self.error = self.error.take().or(outcome.err());
+        }
+    }
+
+    /// Carries bytes both ways, cut into pieces of `cut`, until nothing moves.
+    fn run(a: &mut End, b: &mut End, cut: usize) {
+        loop {
+            let mut moved = false;
+            for swap in [false, true] {
+                let (from, to) = if swap { (&mut *b, &mut *a) } else { (&mut *a, &mut *b) };
+                while let Some(mut out) = from.connection.take_output(&mut from.outbox).unwrap() {
+                    moved = true;
+                    out.filled_mut().chunks_mut(cut).for_each(|piece| to.receive(piece));
+                }
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    fn ends(tls: bool) -> (End, End, Pool) {
+        let pool = Pool::new();
+        let (server_tls, client_tls) = if tls {
+            let directory = std::env::temp_dir().join("meshdp-connection-tests");
+            let name = format!("{:?}", std::thread::current().id());
+            let (server, pin) = self_signed(&["relay.test".to_owned()], &directory.join(name)).unwrap();
+            let client = client_config(&Roots::None, Some(pin)).unwrap();
+            (Some(server), Some((client, ServerName::try_from("relay.test").unwrap())))
+        } else {
+            (None, None)
+        };
+        let server = ServerOptions { tls: server_tls, paths: PATHS, max_message: 256 << 10 };
+        let client = ClientOptions {
+            tls: client_tls,
+            host: "relay.test".into(),
+            path: "/ws/data".into(),
+            max_message: 256 << 10,
+        };
+        let server = End::new(Connection::server(&server, &pool).unwrap(), Role::Server, &pool);
+        let client = End::new(Connection::client(&client, &pool, [1; 16]).unwrap(), Role::Client, &pool);
+        (client, server, pool)
+    }
+
+    #[test]
+    fn messages_cross_whole_however_the_bytes_are_cut() {
+        for tls in [false, true] {
+            for cut in [1, 7, 1000, 16_384, 1 << 20] {
+                let (mut client, mut server, _pool) = ends(tls);
+                let frames: Vec<Vec<u8>> = (0..60usize).map(|i| vec![i as u8; i * 37 + 1]).collect();
+                let long = vec![9; 65_540];
+                // Before the upgrade they wait.
+                frames.iter().for_each(|frame| client.push(frame));
+                client.push(&long);
+                run(&mut client, &mut server, cut);
+                frames.iter().for_each(|frame| server.push(frame));
+                server.push(&long);
+                run(&mut client, &mut server, cut);
+                assert!(client.connection.is_open() && server.connection.is_open());
+                assert_eq!(server.upgraded.as_ref().unwrap().as_ref().unwrap().path, "/ws/data");
+                let whole: Vec<u8> = frames.concat().into_iter().chain(long).collect();
+                for end in [&client, &server] {
+                    assert_eq!(end.got.concat(), whole, "tls {tls}, cut {cut}");
+                    assert!(end.error.is_none() && end.closed.is_none());
+                    assert!(end.got.len() < 10, "frames share messages");
+                    // Every message is one TLS record, but for the frame that is longer than one.
+                    assert!(end.got.iter().all(|m| m.len() < outbox::RECORD || m.len() == 65_540));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_idle_connection_holds_no_buffer() {
+        let (mut client, mut server, pool) = ends(true);
+        for _ in 0..40 {
+            client.push(&[1; 3000]);
+        }
+        run(&mut client, &mut server, 1000);
+        let (held, _) = pool.idle();
+        drop((client, server));
+        assert_eq!(pool.idle().0, held);
+    }
+
+    #[test]
+    fn closing_says_the_code_after_what_was_queued() {
+        for tls in [false, true] {
+            let (mut client, mut server, _pool) = ends(tls);
+            run(&mut client, &mut server, 1 << 20);
+            server.push(b"last words");
+            server.connection.close(1008, "token expired");
+            run(&mut client, &mut server, 1 << 20);
+            assert_eq!(client.got, [b"last words"]);
+            assert_eq!(client.closed, Some(Some(1008)));
+            assert!(client.connection.is_finished() && server.connection.is_finished());
+            assert_eq!(server.closed, Some(Some(1008)));
+        }
+    }
+
+    #[test]
+    fn a_broken_frame_is_answered_with_its_code() {
+        let (mut client, mut server, _pool) = ends(false);
+        run(&mut client, &mut server, 1 << 20);
+        server.receive(&mut [0x81, 0x80, 0, 0, 0, 0]);
+        let error = server.error.take().unwrap();
+        assert_eq!(error.error_code(), Some(ErrorCode::Malformed));
+        server.push(b"error frame");
+        server.connection.close(1002, "");
+        run(&mut client, &mut server, 1 << 20);
+        assert_eq!((client.got, client.closed), (vec![b"error frame".to_vec()], Some(Some(1002))));
+    }
+
+    #[test]
+    fn another_path_and_an_untrusted_certificate_end_both_sides() {
+        let (_, mut server, pool) = ends(false);
+        let options = ClientOptions { tls: None, host: "a".into(), path: "/other".into(), max_message: 1 };
+        let mut client = End::new(Connection::client(&options, &pool, [0; 16]).unwrap(), Role::Client, &pool);
+        run(&mut client, &mut server, 100);
+        assert!(matches!(server.error, Some(ConnectionError::Upgrade(UpgradeError::Path(_)))));
+        assert!(matches!(client.error, Some(ConnectionError::Upgrade(UpgradeError::Status(404)))));
+        assert!(server.connection.is_finished());
+
+        let (_, mut server, pool) = ends(true);
+        let tls =
+            Some((client_config(&Roots::None, Some([0; 32])).unwrap(), "relay.test".try_into().unwrap()));
+        let options = ClientOptions { tls, host: "a".into(), path: "/ws/data".into(), max_message: 1 };
+        let mut client = End::new(Connection::client(&options, &pool, [0; 16]).unwrap(), Role::Client, &pool);
+        run(&mut client, &mut server, 100);
+        assert!(matches!(client.error, Some(ConnectionError::Tls(rustls::Error::InvalidCertificate(_)))));
+        // The alert arrived.
+        assert!(matches!(server.error, Some(ConnectionError::Tls(rustls::Error::AlertReceived(_)))));
+    }
+}

@@ -1,0 +1,490 @@
+//! The driver on epoll: the fallback where io_uring is forbidden, and its control in benchmarks.
+//!
+//! Descriptors are registered once, edge-triggered both ways. Those that are ready wait in a list; [`Driver::next_event`] reads one of them
+//! into the receive buffer used last, so one 64 KiB buffer stays hot while a worker recycles what it gets. Sends are tried at once, what
+//! the socket does not take waits for its edge.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags};
+
+use super::driver::{Driver, Event, RecvBuffer, SendBuffer, Token, Waker};
+use super::slab::Slab;
+use super::socket;
+
+/// Size of a receive buffer: four TLS records, or the largest packet.
+const BUFFER: usize = 64 << 10;
+/// How many there are: 512 KiB in flight, which fits the cache beside what is being sent.
+const BUFFERS: u16 = 8;
+/// Readiness reports taken per wait.
+const BATCH: usize = 256;
+/// The waker's mark among tokens.
+const WAKER: u64 = u64::MAX;
+/// How long a listener rests when the process is out of descriptors or memory.
+const ACCEPT_REST: Duration = Duration::from_millis(50);
+
+/// See the module's doc.
+pub struct Epoll {
+    epoll: OwnedFd,
+    slots: Slab<Slot>,
+    reports: Vec<epoll::Event>,
+    /// Descriptors that may have something to read; each at most once ([`Slot::queued`]).
+    ready: VecDeque<Token>,
+    /// Listeners that failed for want of resources: tried again after the next wait.
+    resting: Vec<Token>,
+    /// Events that are known already.
+    known: VecDeque<Event>,
+    waker: Waker,
+    memory: Box<[u8]>,
+    free: Vec<u16>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    fd: OwnedFd,
+    kind: Kind,
+    readable: bool,
+    queued: bool,
+    paused: bool,
+    /// The other end has finished or failed: reading must go on until it shows.
+    hung_up: bool,
+    sending: Option<SendBuffer>,
+    send_error: Option<io::Error>,
+    shutdown: bool,
+    /// [`Event::Closed`] is among the known events.
+    dead: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Listener,
+    Connecting,
+    Stream,
+    Datagram,
+    Packets { max: usize },
+}
+
+impl Epoll {
+    /// Opens it.
+    pub fn open() -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let waker = Waker::new()?;
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&epoll, waker.descriptor(), epoll::EventData::new_u64(WAKER), flags)?;
+        Ok(Self {
+            epoll,
+            slots: Slab::new(),
+            reports: Vec::with_capacity(BATCH),
+            ready: VecDeque::new(),
+            resting: Vec::new(),
+            known: VecDeque::new(),
+            waker,
+            memory: vec![0; BUFFER * usize::from(BUFFERS)].into_boxed_slice(),
+            free: (0..BUFFERS).rev().collect(),
+        })
+    }
+
+    fn add(&mut self, fd: OwnedFd, kind: Kind) -> io::Result<Token> {
+        let token = self.slots.insert(Slot {
+            fd,
+            kind,
+            readable: false,
+            queued: false,
+            paused: false,
+            hung_up: false,
+            sending: None,
+            send_error: None,
+            shutdown: false,
+            dead: false,
+        });
+        let flags =
+            epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
+        let slot = self.slots.get(token).expect("just inserted");
+        let data = epoll::EventData::new_u64(u64::from(token.generation) << 32 | u64::from(token.slot));
+        if let Err(error) = epoll::add(&self.epoll, &slot.fd, data, flags) {
+            self.slots.remove(token);
+            return Err(error.into());
+        }
+        Ok(token)
+    }
+
+    fn report(&mut self, token: Token, flags: epoll::EventFlags) {
+        let Some(slot) = self.slots.get_mut(token) else { return };
+        let ended =
+            flags.intersects(epoll::EventFlags::RDHUP | epoll::EventFlags::HUP | epoll::EventFlags::ERR);
+        if slot.kind == Kind::Connecting {
+            if flags.contains(epoll::EventFlags::OUT) || ended {
+                match socket::connect_result(&slot.fd) {
+                    Ok(()) => {
+                        slot.kind = Kind::Stream;
+                        self.known.push_back(Event::Connected { token });
+                    }
+                    Err(error) => return self.fail(token, Some(error)),
+                }
+            } else {
+                return;
+            }
+        }
+        let Some(slot) = self.slots.get_mut(token) else { return };
+        slot.hung_up |= ended;
+        if ended || flags.contains(epoll::EventFlags::IN) {
+            slot.readable = true;
+            self.enqueue(token);
+        }
+        if flags.contains(epoll::EventFlags::OUT) || ended {
+            self.flush(token);
+        }
+    }
+
+    fn enqueue(&mut self, token: Token) {
+        if let Some(slot) = self.slots.get_mut(token)
+            && slot.readable
+            && !slot.queued
+            && !slot.dead
+            && (!slot.paused || slot.send_error.is_some())
+        {
+            slot.queued = true;
+            self.ready.push_back(token);
+        }
+    }
+
+    /// The descriptor is of no use: reported once what is known before has been.
+    fn fail(&mut self, token: Token, error: Option<io::Error>) {
+        if let Some(slot) = self.slots.get_mut(token)
+            && !slot.dead
+        {
+            slot.dead = true;
+            slot.sending = None;
+            self.known.push_back(Event::Closed { token, error });
+        }
+    }
+
+    fn flush(&mut self, token: Token) {
+        let Some(slot) = self.slots.get_mut(token) else { return };
+        let Some(buffer) = slot.sending.as_mut() else { return };
+        while !buffer.is_empty() {
+            match rustix::net::send(&slot.fd, buffer.filled(), SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+                Ok(sent) => buffer.consume(sent),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return,
+                Err(error) => {
+                    // What the other end sent before it went may still be read: the read side reports the end.
+                    slot.sending = None;
+                    slot.send_error = Some(error.into());
+                    slot.readable = true;
+                    return self.enqueue(token);
+                }
+            }
+        }
+        if let Some(buffer) = slot.sending.take() {
+            if slot.shutdown {
+                let _ = rustix::net::shutdown(&slot.fd, Shutdown::Write);
+            }
+            self.known.push_back(Event::Sent { token, buffer });
+        }
+    }
+
+    /// One read (or accept) of a ready descriptor. `None`: nothing came of it.
+    fn read(&mut self, token: Token) -> Option<Event> {
+        let slot = self.slots.get_mut(token)?;
+        slot.queued = false;
+        if !slot.readable || slot.dead || (slot.paused && slot.send_error.is_none()) {
+            return None;
+        }
+        match slot.kind {
+            Kind::Connecting => None,
+            Kind::Listener => self.accept(token),
+            Kind::Stream => self.read_stream(token),
+            Kind::Datagram => self.read_datagram(token),
+            Kind::Packets { max } => self.read_packet(token, max),
+        }
+    }
+
+    fn accept(&mut self, listener: Token) -> Option<Event> {
+        let slot = self.slots.get_mut(listener)?;
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let outcome = rustix::net::acceptfrom_with(&slot.fd, flags);
+        if let Err(Errno::AGAIN) = outcome {
+            slot.readable = false;
+            return None;
+        }
+        if let Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) = outcome {
+            tracing::warn!("cannot accept a connection: out of file descriptors or memory (see ulimit -n)");
+            self.resting.push(listener);
+            return None;
+        }
+        self.enqueue(listener);
+        match outcome {
+            Ok((socket, peer)) => {
+                let peer = SocketAddr::try_from(peer?).ok()?;
+                Some(Event::Accepted { listener, socket, peer })
+            }
+            Err(Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP) => {
+                self.fail(listener, outcome.err().map(Into::into));
+                None
+            }
+            // The connection failed before it was accepted (accept(2) passes its errors on), or a signal came.
+            Err(_) => None,
+        }
+    }
+
+    fn read_stream(&mut self, token: Token) -> Option<Event> {
+        let index = *self.free.last()?;
+        let slot = self.slots.get_mut(token)?;
+        let place = place(&mut self.memory, index);
+        match rustix::net::recv(&slot.fd, &mut *place, RecvFlags::DONTWAIT) {
+            Ok((0, _)) => {
+                let error = slot.send_error.take();
+                self.fail(token, error);
+                None
+            }
+            Ok((len, _)) => {
+                // A short read has emptied the socket; the next bytes bring a new edge.
+                slot.readable = len == BUFFER || slot.hung_up || slot.send_error.is_some();
+                self.enqueue(token);
+                self.free.pop();
+                Some(Event::Received { token, buffer: received(index, len) })
+            }
+            Err(error) => self.not_read(token, error),
+        }
+    }
+
+    fn read_datagram(&mut self, token: Token) -> Option<Event> {
+        let index = *self.free.last()?;
+        let slot = self.slots.get_mut(token)?;
+        let place = place(&mut self.memory, index);
+        match rustix::net::recvfrom(&slot.fd, &mut *place, RecvFlags::DONTWAIT) {
+            Ok((len, _, from)) => {
+                self.enqueue(token);
+                let from = SocketAddr::try_from(from?).ok()?;
+                self.free.pop();
+                Some(Event::Datagram { token, from, buffer: received(index, len) })
+            }
+            // An ICMP error about an earlier datagram.
+            Err(Errno::CONNREFUSED | Errno::HOSTUNREACH | Errno::NETUNREACH) => {
+                self.enqueue(token);
+                None
+            }
+            Err(error) => self.not_read(token, error),
+        }
+    }
+
+    fn read_packet(&mut self, token: Token, max: usize) -> Option<Event> {
+        let index = *self.free.last()?;
+        let slot = self.slots.get_mut(token)?;
+        let place = place(&mut self.memory, index);
+        match rustix::io::read(&slot.fd, &mut place[..max]) {
+            Ok(len) => {
+                self.enqueue(token);
+                if len == 0 {
+                    return None;
+                }
+                self.free.pop();
+                Some(Event::Packet { token, buffer: received(index, len) })
+            }
+            Err(error) => self.not_read(token, error),
+        }
+    }
+
+    fn not_read(&mut self, token: Token, error: Errno) -> Option<Event> {
+        let slot = self.slots.get_mut(token)?;
+        match error {
+            Errno::AGAIN if slot.send_error.is_some() => {
+                let error = slot.send_error.take();
+                self.fail(token, error);
+            }
+            Errno::AGAIN => slot.readable = false,
+            Errno::INTR => self.enqueue(token),
+            error => self.fail(token, Some(error.into())),
+        }
+        None
+    }
+}
+
+impl fmt::Debug for Epoll {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Epoll").field("slots", &self.slots).field("free", &self.free).finish_non_exhaustive()
+    }
+}
+
+impl Driver for Epoll {
+    fn listen(&mut self, socket: OwnedFd) -> io::Result<Token> {
+        self.add(socket, Kind::Listener)
+    }
+
+    fn stream(&mut self, socket: OwnedFd) -> io::Result<Token> {
+        socket::prepare_stream(&socket)?;
+        self.add(socket, Kind::Stream)
+    }
+
+    fn connect(&mut self, address: SocketAddr) -> io::Result<Token> {
+        let socket = socket::connecting(address)?;
+        socket::prepare_stream(&socket)?;
+        self.add(socket, Kind::Connecting)
+    }
+
+    fn datagram(&mut self, socket: OwnedFd) -> io::Result<Token> {
+        self.add(socket, Kind::Datagram)
+    }
+
+    fn packets(&mut self, device: OwnedFd, max_packet: usize) -> io::Result<Token> {
+        if max_packet > BUFFER {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "packets are limited to 64 KiB"));
+        }
+        self.add(device, Kind::Packets { max: max_packet })
+    }
+
+    fn send(&mut self, token: Token, buffer: SendBuffer) {
+        if self.can_send(token) {
+            if let Some(slot) = self.slots.get_mut(token) {
+                slot.sending = Some(buffer);
+            }
+            self.flush(token);
+        } else {
+            let error = io::Error::new(io::ErrorKind::InvalidInput, "a send before the last one was done");
+            self.fail(token, Some(error));
+        }
+    }
+
+    fn can_send(&self, token: Token) -> bool {
+        self.slots.get(token).is_some_and(|slot| {
+            slot.kind == Kind::Stream
+                && slot.sending.is_none()
+                && slot.send_error.is_none()
+                && !slot.shutdown
+                && !slot.dead
+        })
+    }
+
+    fn send_to(&mut self, token: Token, to: SocketAddr, datagram: &[u8]) -> io::Result<bool> {
+        let Some(slot) = self.slots.get(token) else { return Ok(false) };
+        socket::send_to(&slot.fd, to, datagram)
+    }
+
+    fn write_packet(&mut self, token: Token, packet: &[u8]) -> io::Result<bool> {
+        let Some(slot) = self.slots.get(token) else { return Ok(false) };
+        socket::write_packet(&slot.fd, packet)
+    }
+
+    fn pause(&mut self, token: Token) {
+        if let Some(slot) = self.slots.get_mut(token) {
+            slot.paused = true;
+        }
+    }
+
+    fn resume(&mut self, token: Token) {
+        if let Some(slot) = self.slots.get_mut(token) {
+            slot.paused = false;
+            self.enqueue(token);
+        }
+    }
+
+    fn shutdown(&mut self, token: Token) {
+        if let Some(slot) = self.slots.get_mut(token) {
+            slot.shutdown = true;
+            if slot.sending.is_none() {
+                let _ = rustix::net::shutdown(&slot.fd, Shutdown::Write);
+            }
+        }
+    }
+
+    fn close(&mut self, token: Token) {
+        if let Some(slot) = self.slots.remove(token) {
+            // Dropping it is not enough when the caller holds a duplicate.
+            let _ = epoll::delete(&self.epoll, &slot.fd);
+        }
+    }
+
+    fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let left_over = !self.known.is_empty() || (!self.ready.is_empty() && !self.free.is_empty());
+        let timeout = match timeout {
+            _ if left_over => Some(Duration::ZERO),
+            Some(timeout) if !self.resting.is_empty() => Some(timeout.min(ACCEPT_REST)),
+            None if !self.resting.is_empty() => Some(ACCEPT_REST),
+            timeout => timeout,
+        };
+        let timeout = timeout.map(|t| Timespec {
+            tv_sec: t.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: t.subsec_nanos().into(),
+        });
+        let mut reports = std::mem::take(&mut self.reports);
+        reports.clear();
+        let outcome = epoll::wait(&self.epoll, spare_capacity(&mut reports), timeout.as_ref());
+        for report in &reports {
+            let (data, flags) = (report.data.u64(), report.flags);
+            if data == WAKER {
+                self.waker.drain();
+                self.known.push_back(Event::Woken);
+            } else {
+                self.report(Token { slot: data as u32, generation: (data >> 32) as u32 }, flags);
+            }
+        }
+        self.reports = reports;
+        for listener in std::mem::take(&mut self.resting) {
+            self.enqueue(listener);
+        }
+        match outcome {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        while let Some(event) = self.known.pop_front() {
+            match &event {
+                Event::Closed { token, .. } if self.slots.get(*token).is_some() => self.close(*token),
+                Event::Closed { .. } => continue,
+                Event::Sent { token, .. } | Event::Connected { token }
+                    if self.slots.get(*token).is_none() =>
+                {
+                    continue;
+                }
+                _ => {}
+            }
+            return Some(event);
+        }
+        while !self.free.is_empty()
+            && let Some(token) = self.ready.pop_front()
+        {
+            if let Some(event) = self.read(token) {
+                return Some(event);
+            }
+            if !self.known.is_empty() {
+                return self.next_event();
+            }
+        }
+        None
+    }
+
+    fn bytes(&mut self, buffer: &RecvBuffer) -> &mut [u8] {
+        &mut place(&mut self.memory, buffer.index)[..buffer.len()]
+    }
+
+    fn recycle(&mut self, buffer: RecvBuffer) {
+        self.free.push(buffer.index);
+    }
+
+    fn name(&self) -> &'static str {
+        "epoll"
+    }
+}
+
+fn place(memory: &mut [u8], index: u16) -> &mut [u8] {
+    &mut memory[usize::from(index) * BUFFER..][..BUFFER]
+}
+
+fn received(index: u16, len: usize) -> RecvBuffer {
+    RecvBuffer { group: 0, index, offset: 0, len: len as u32 }
+}

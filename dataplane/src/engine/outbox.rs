@@ -1,0 +1,258 @@
+//! The outgoing side of one connection: frames go in, coalesced WebSocket messages come out.
+//!
+//! An [`Outbox`] is apart from its [`super::connection::Connection`] so that a worker can put frames into any connection's outbox while it
+//! walks the messages that another (or the same) connection has just received.
+//!
+//! Frames are appended to the open message of the last chunk. A message is closed when the next frame would push it over one TLS record,
+//! so that the other end finds whole messages in every record it opens; only a frame longer than a record gets a message of several. A
+//! chunk is one pooled buffer: it starts small, grows while frames come, and when it is full another one is begun. Urgent frames
+//! (handshakes, PONGs, errors) have a chunk of their own that goes first. The limit bounds everything that waits.
+//!
+//! [`Outbox::push`] copies a frame in; [`Outbox::reserve`] and [`Outbox::commit`] let the caller build one in place (read a packet from the
+//! TUN device into it and seal it there).
+
+use std::collections::VecDeque;
+
+use rand_chacha::ChaCha8Rng;
+use rand_core::{RngCore, SeedableRng};
+
+use crate::packet::pool::{Buffer, LARGEST, Pool};
+use crate::proto::time::Instant;
+use crate::proto::wire::frame::MAX_FRAME;
+use crate::proto::wire::websocket::{self, MAX_HEADER, Opcode, Role, header_len};
+
+/// The longest message that still travels in one TLS record: header and payload together.
+pub const RECORD: usize = 16 << 10;
+
+/// The fullest a chunk gets: what TLS adds to it still fits the largest pooled buffer, and the longest frame fits it.
+const CHUNK: usize = LARGEST - 1536;
+const _: () = assert!(CHUNK >= MAX_FRAME + MAX_HEADER);
+
+/// The limit refused a frame.
+#[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]
+#[error("{queued} bytes wait already, the limit is {limit}")]
+pub struct OutboxFull {
+    /// Bytes that wait.
+    pub queued: usize,
+    /// Bytes that may wait.
+    pub limit: usize,
+}
+
+/// What [`Outbox::drop_oldest`] has dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Dropped {
+    /// Frames, as they were pushed.
+    pub frames: usize,
+    /// Bytes of them, with their WebSocket headers.
+    pub bytes: usize,
+}
+
+/// Frames waiting to be sent on one connection.
+#[derive(Debug)]
+pub struct Outbox {
+    role: Role,
+    pool: Pool,
+    limit: usize,
+    queued: usize,
+    urgent: Option<Chunk>,
+    chunks: VecDeque<Chunk>,
+    masks: ChaCha8Rng,
+}
+
+impl Outbox {
+    /// For one connection: `role` is this end's, `limit` bounds the bytes that wait, `mask_seed` is fresh randomness that a client's masking
+    /// keys are drawn from.
+    pub fn new(role: Role, limit: usize, pool: &Pool, mask_seed: [u8; 32]) -> Self {
+        Self {
+            role,
+            pool: pool.clone(),
+            limit,
+            queued: 0,
+            urgent: None,
+            chunks: VecDeque::new(),
+            masks: ChaCha8Rng::from_seed(mask_seed),
+        }
+    }
+
+    /// Appends a whole frame (or several).
+    ///
+    /// # Errors
+    /// [`OutboxFull`] when it would wait behind too much: drop it, or [`Outbox::drop_oldest`] and try again.
+    pub fn push(&mut self, frame: &[u8], now: Instant) -> Result<(), OutboxFull> {
+        self.reserve(frame.len(), now)?.copy_from_slice(frame);
+        self.commit(frame.len());
+        Ok(())
+    }
+
+    /// Room for a frame of at most `max_len` bytes, to be written in place; [`Outbox::commit`] makes it count. What is not committed was never
+    /// there.
+    ///
+    /// # Errors
+    /// As [`Outbox::push`].
+    pub fn reserve(&mut self, max_len: usize, now: Instant) -> Result<&mut [u8], OutboxFull> {
+        if self.queued + max_len > self.limit {
+            return Err(OutboxFull { queued: self.queued, limit: self.limit });
+        }
+        let fits = self.chunks.back().is_some_and(|chunk| chunk.can_take(max_len, self.role));
+        if !fits {
+            self.chunks.push_back(Chunk::new(&self.pool, max_len, now));
+        }
+        let chunk = self.chunks.back_mut().expect("there is one now");
+        chunk.prepare(max_len, self.role, &mut self.masks);
+        Ok(&mut chunk.buffer.spare_mut()[..max_len])
+    }
+
+    /// Counts the first `len` bytes of the last [`Outbox::reserve`] as a frame.
+    pub fn commit(&mut self, len: usize) {
+        if let Some(chunk) = self.chunks.back_mut() {
+            chunk.buffer.grow(len);
+            chunk.frames += 1;
+            self.queued += len;
+        }
+    }
+
+    /// Appends a frame that goes before everything that waits: session handshakes, PONG, ERROR, GOAWAY. In their own order.
+    ///
+    /// # Errors
+    /// [`OutboxFull`] when 64 KiB of such wait already.
+    pub fn push_urgent(&mut self, frame: &[u8], now: Instant) -> Result<(), OutboxFull> {
+        let chunk = self.urgent.get_or_insert_with(|| Chunk::new(&self.pool, frame.len(), now));
+        if !chunk.can_take(frame.len(), self.role) {
+            return Err(OutboxFull { queued: chunk.buffer.len(), limit: CHUNK });
+        }
+        chunk.prepare(frame.len(), self.role, &mut self.masks);
+        let fits = chunk.buffer.append(frame);
+        debug_assert!(fits, "prepared for it");
+        chunk.frames += 1;
+        Ok(())
+    }
+
+    /// Drops the oldest chunk of frames (up to 64 KiB); `None` when none waits. Urgent frames stay.
+    pub fn drop_oldest(&mut self) -> Option<Dropped> {
+        let chunk = self.chunks.pop_front()?;
+        let dropped = Dropped { frames: chunk.frames, bytes: chunk.buffer.len() };
+        self.recount();
+        Some(dropped)
+    }
+
+    /// Drops the chunks whose first frame was pushed before `before`.
+    pub fn drop_older_than(&mut self, before: Instant) -> Dropped {
+        let mut sum = Dropped::default();
+        while self.chunks.front().is_some_and(|chunk| chunk.oldest < before) {
+            let dropped = self.drop_oldest().unwrap_or_default();
+            sum.frames += dropped.frames;
+            sum.bytes += dropped.bytes;
+        }
+        sum
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.queued == 0 && self.urgent.is_none()
+    }
+
+    /// Bytes that wait, urgent ones not counted.
+    pub fn queued(&self) -> usize {
+        self.queued
+    }
+
+    /// The next bytes to send, as whole WebSocket messages; urgent ones first.
+    pub(super) fn next(&mut self) -> Option<Buffer> {
+        let mut chunk = match self.urgent.take() {
+            Some(chunk) => chunk,
+            None => self.chunks.pop_front()?,
+        };
+        chunk.close(self.role, &mut self.masks);
+        self.recount();
+        (!chunk.buffer.is_empty()).then_some(chunk.buffer)
+    }
+
+    /// A masking key for a control frame of the connection's own; `None` for a server.
+    pub(super) fn masking_key(&mut self) -> Option<[u8; 4]> {
+        masking_key(self.role, &mut self.masks)
+    }
+
+    fn recount(&mut self) {
+        self.queued = self.chunks.iter().map(|chunk| chunk.buffer.len()).sum();
+    }
+}
+
+/// Whole messages in one buffer, the last of them possibly still open.
+#[derive(Debug)]
+struct Chunk {
+    buffer: Buffer,
+    open: Option<Open>,
+    frames: usize,
+    oldest: Instant,
+}
+
+/// The message that frames are being appended to.
+#[derive(Debug, Clone, Copy)]
+struct Open {
+    /// Where its payload starts in the filled bytes.
+    start: usize,
+    /// Bytes left before that for its header.
+    room: usize,
+}
+
+impl Chunk {
+    fn new(pool: &Pool, len: usize, now: Instant) -> Self {
+        Self { buffer: pool.take(len + MAX_HEADER), open: None, frames: 0, oldest: now }
+    }
+
+    /// Whether `len` more bytes fit, if need be with a new message and in a larger buffer. An empty chunk takes anything.
+    fn can_take(&self, len: usize, role: Role) -> bool {
+        let room = if self.continues(len) { 0 } else { room(len, role) };
+        self.frames == 0 || self.buffer.len() + room + len <= CHUNK
+    }
+
+    /// Whether a frame of `len` goes into the open message.
+    fn continues(&self, len: usize) -> bool {
+        self.open.is_some_and(|open| self.buffer.len() - open.start + open.room + len <= RECORD)
+    }
+
+    /// Makes `len` spare bytes at the end of an open message.
+    fn prepare(&mut self, len: usize, role: Role, masks: &mut ChaCha8Rng) {
+        if !self.continues(len) {
+            self.close(role, masks);
+            let room = room(len, role);
+            self.buffer.ensure_capacity(self.buffer.len() + room + len);
+            self.buffer.grow(room);
+            self.open = Some(Open { start: self.buffer.len(), room });
+        }
+        self.buffer.ensure_capacity(self.buffer.len() + len);
+    }
+
+    /// Completes the open message: header into the room before it, masked for a client.
+    fn close(&mut self, role: Role, masks: &mut ChaCha8Rng) {
+        let Some(Open { start, room }) = self.open.take() else { return };
+        let payload = self.buffer.len() - start;
+        if payload == 0 {
+            self.buffer.truncate(start - room);
+            return;
+        }
+        let key = masking_key(role, masks);
+        let header = header_len(payload, role);
+        let bytes = self.buffer.filled_mut();
+        // A short message needs less room than was left; it moves up to the one before it.
+        let surplus = room - header;
+        if surplus > 0 {
+            bytes.copy_within(start.., start - surplus);
+        }
+        let start = start - surplus;
+        websocket::write_header(Opcode::Binary, payload, key, &mut bytes[..start]);
+        if let Some(key) = key {
+            websocket::mask(&mut bytes[start..start + payload], key);
+        }
+        self.buffer.truncate(start + payload);
+    }
+}
+
+/// Header bytes of a message that grows to a record, or that holds a frame of `len` alone when that is longer.
+fn room(len: usize, role: Role) -> usize {
+    header_len(len.max(RECORD - MAX_HEADER), role)
+}
+
+fn masking_key(role: Role, masks: &mut ChaCha8Rng) -> Option<[u8; 4]> {
+    (role == Role::Client).then(|| masks.next_u32().to_ne_bytes())
+}

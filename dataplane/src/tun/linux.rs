@@ -1,0 +1,151 @@
+//! The TUN device of Linux: `/dev/net/tun` with `IFF_TUN | IFF_NO_PI`, non-blocking.
+//!
+//! Names are given or patterned (`edge%d`); the kernel's choice is [`Device::name`]. Opening needs CAP_NET_ADMIN in the user namespace that owns the
+//! network namespace. The device goes when its last descriptor is closed. Offloads (`IFF_VNET_HDR`) are not asked for yet: every read and
+//! write is one packet.
+
+use std::fs::OpenOptions;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use super::Tun;
+
+/// A TUN device could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TunError {
+    /// No CAP_NET_ADMIN.
+    #[error(
+        "no permission to create the TUN device {name:?}: run as root, grant CAP_NET_ADMIN, or run in a user namespace that owns its network (unshare -Urn)"
+    )]
+    Permission {
+        /// The name asked for.
+        name: String,
+    },
+    /// No `/dev/net/tun`.
+    #[error(
+        "/dev/net/tun is missing: load the kernel module (modprobe tun); in a container pass the device in (--device /dev/net/tun)"
+    )]
+    NoDevice,
+    /// Somebody else has it.
+    #[error("the TUN device {name:?} is in use by another process: stop it or choose another name")]
+    Busy {
+        /// The name asked for.
+        name: String,
+    },
+    /// Empty, longer than 15 bytes, or with characters that interfaces cannot have.
+    #[error("{name:?} is not an interface name: 1 to 15 bytes without '/' and white space")]
+    Name {
+        /// The name asked for.
+        name: String,
+    },
+    /// Anything else.
+    #[error("cannot open the TUN device {name:?}: {source}")]
+    Io {
+        /// The name asked for.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// An open TUN device (one queue of it).
+#[derive(Debug)]
+pub struct Device {
+    file: std::fs::File,
+    name: String,
+    buffer: Vec<u8>,
+}
+
+impl Device {
+    /// Creates (or attaches to the persistent) device `name`.
+    ///
+    /// # Errors
+    /// See [`TunError`].
+    pub fn open(name: &str) -> Result<Self, TunError> {
+        let owned = || name.to_owned();
+        let valid = (1..libc::IFNAMSIZ).contains(&name.len())
+            && !name.bytes().any(|b| b == b'/' || b == 0 || b.is_ascii_whitespace())
+            && !matches!(name, "." | "..");
+        if !valid {
+            return Err(TunError::Name { name: owned() });
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+            .open("/dev/net/tun")
+            .map_err(|source| match source.raw_os_error() {
+                Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TunError::NoDevice,
+                Some(libc::EACCES | libc::EPERM) => TunError::Permission { name: owned() },
+                _ => TunError::Io { name: owned(), source },
+            })?;
+        let name = create(&file, name).map_err(|source| match source.raw_os_error() {
+            Some(libc::EPERM | libc::EACCES) => TunError::Permission { name: owned() },
+            Some(libc::EBUSY) => TunError::Busy { name: owned() },
+            _ => TunError::Io { name: owned(), source },
+        })?;
+        Ok(Self { file, name, buffer: Vec::new() })
+    }
+
+    /// The interface's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Tun for Device {
+    fn read_batch(&mut self, max: usize, sink: &mut dyn FnMut(&mut [u8])) -> io::Result<usize> {
+        self.buffer.resize(usize::from(u16::MAX), 0);
+        for count in 0..max {
+            match self.file.read(&mut self.buffer) {
+                Ok(len) => sink(&mut self.buffer[..len]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(count),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(max)
+    }
+
+    fn write_batch(&mut self, packets: &[&[u8]]) -> io::Result<usize> {
+        for (count, packet) in packets.iter().enumerate() {
+            match self.file.write(packet) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(count),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(packets.len())
+    }
+}
+
+impl AsFd for Device {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl From<Device> for OwnedFd {
+    /// For [`crate::engine::driver::Driver::packets`].
+    fn from(device: Device) -> Self {
+        device.file.into()
+    }
+}
+
+#[expect(unsafe_code, reason = "TUNSETIFF is an ioctl")]
+fn create(file: &std::fs::File, name: &str) -> io::Result<String> {
+    // SAFETY: ifreq is plain data for which all zeros is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: the descriptor is open for the whole call, and the kernel reads and writes one ifreq, which outlives it.
+    if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let name: Vec<u8> =
+        request.ifr_name.iter().map(|c| c.cast_unsigned()).take_while(|&byte| byte != 0).collect();
+    Ok(String::from_utf8_lossy(&name).into_owned())
+}
