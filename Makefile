@@ -38,6 +38,7 @@ check: toolchain venv ## format, lints, docs, licences, import rules
 	ruff format --check $(PY_DIRS)
 	ruff check $(PY_DIRS)
 	cd bindings && mypy python tests
+	mypy --strict e2e
 	cd controller-py && mypy
 	cd controller-py && lint-imports
 	scripts/check-tree

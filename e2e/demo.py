@@ -49,8 +49,8 @@ def relay_in_use(mesh: Mesh, node: Node, peer: Node) -> Relay:
 
     def find() -> Relay | None:
         for known in node.status()["peers"]:
-            if known["name"] == peer.name and known["path"].get("relay"):
-                return next(r for r in mesh.relays if r.relay_id == known["path"]["relay"])
+            if known["name"] == peer.name and known["path"]:
+                return next(r for r in mesh.relays if r.relay_id == known["path"][0])
         return None
 
     found = until(f"{node.name} has a path to {peer.name}", 20, find)

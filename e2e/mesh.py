@@ -136,16 +136,30 @@ class Mesh:
 
     # --- relays
 
-    def add_relay(self, name: str, *extra: str) -> Relay:
-        """Tell the controller, then start it."""
-        host = self.lab.host(name)
-        added = self.ctl("server", "add", "--name", name, "--url", f"wss://{host.address}:{RELAY_PORT}/ws/data")
-        state = self.lab.path / f"{name}-state"
+    def add_relay(
+        self, name: str, *extra: str, host: Host | None = None, plain: str | None = None, tls_pin: str | None = None
+    ) -> Relay:
+        """Tell the controller, then start it; `plain` is a listener without TLS behind a proxy whose certificate is `tls_pin`."""
+        host = host or self.lab.host(name)
+        public = f"wss://{host.address}:{RELAY_PORT}"
+        added = self.ctl(
+            "server",
+            "add",
+            "--name",
+            name,
+            "--url",
+            f"{public}/ws/data",
+            "--mesh-url",
+            f"{public}/ws/mesh",
+            *(["--tls-pin", tls_pin] if tls_pin else []),
+        )
         args = [
             str(self.bin / "edgelink-relay"),
-            "--dev",
-            "--listen",
-            f"{host.address}:{RELAY_PORT}",
+            *(
+                ["--listen", plain, "--behind-proxy"]
+                if plain
+                else ["--dev", "--listen", f"{host.address}:{RELAY_PORT}"]
+            ),
             "--stun-listen",
             f"{host.address}:3478",
             "--controller",
@@ -154,12 +168,8 @@ class Mesh:
             self.pin,
             "--token",
             added["token"],
-            "--data-url",
-            f"wss://{host.address}:{RELAY_PORT}/ws/data",
-            "--mesh-url",
-            f"wss://{host.address}:{RELAY_PORT}/ws/mesh",
             "--state-dir",
-            str(state),
+            str(self.lab.path / f"{name}-state"),
             *extra,
         ]
         relay = Relay(host, name, int(added["id"]), args)
@@ -215,7 +225,7 @@ class Mesh:
             until(
                 f"{node.name} is on {len(self.relays)} relays",
                 seconds,
-                lambda n=node: sum(r["state"] == "connected" for r in n.status()["relays"]) >= len(self.relays),
+                lambda n=node: sum(r["state"] == "ready" for r in n.status()["relays"]) >= len(self.relays),
             )
 
 

@@ -13,13 +13,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+_CLONE_NEWNET = 0x40000000
 
 
 def need_privilege() -> None:
@@ -47,6 +48,14 @@ def run(*args: str, check: bool = True) -> str:
 def _die_with_parent() -> None:
     """In the child: SIGKILL when the harness goes, whatever way it goes."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _set_netns(file: IO[bytes]) -> None:
+    """Move the calling thread to another network namespace."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(file.fileno(), _CLONE_NEWNET) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"setns: {os.strerror(error)}")
 
 
 class Process:
@@ -128,6 +137,16 @@ class Host:
     def run(self, *args: str, check: bool = True) -> str:
         """Runs to the end, here."""
         return run(*self.command(*args), check=check)
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """The sockets that this thread opens within belong to this host."""
+        with Path("/proc/thread-self/ns/net").open("rb") as home, Path(f"/run/netns/{self.netns}").open("rb") as there:
+            _set_netns(there)
+            try:
+                yield
+            finally:
+                _set_netns(home)
 
     def start(self, name: str, *args: str, env: dict[str, str] | None = None) -> Process:
         """Starts a program here; ended with the lab at the latest."""

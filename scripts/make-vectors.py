@@ -18,6 +18,7 @@ import zlib
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
@@ -161,6 +162,11 @@ def dh(private: X25519PrivateKey, public: bytes) -> bytes:
     return private.exchange(X25519PublicKey.from_public_bytes(public))
 
 
+def drawn(seed: bytes) -> bytes:
+    """32 bytes from the ChaCha20 generator that the core's randomness is: the keystream under `seed` from block 0."""
+    return Cipher(algorithms.ChaCha20(seed, bytes(16)), mode=None).encryptor().update(bytes(32))
+
+
 def sessions() -> dict:
     out = []
     for n, (offer, choice) in enumerate([(1, 1), (3, 2)]):
@@ -168,7 +174,10 @@ def sessions() -> dict:
         def key(what: str, n: int = n) -> X25519PrivateKey:
             return X25519PrivateKey.from_private_bytes(hashlib.sha256(f"{what} {n}".encode()).digest())
 
-        i_static, r_static, i_eph, r_eph = key("i static"), key("r static"), key("i ephemeral"), key("r ephemeral")
+        i_static, r_static = key("i static"), key("r static")
+        i_seed, r_seed = (hashlib.sha256(f"{side} randomness {n}".encode()).digest() for side in "ir")
+        # A handshake draws a seed for itself, and its ephemeral key from that.
+        i_eph, r_eph = (X25519PrivateKey.from_private_bytes(drawn(drawn(seed))) for seed in (i_seed, r_seed))
         i_id, r_id, i_index, r_index = 17, 18, 0x11223344, 0x55667788
         stamp = 1_770_000_000_123_456
         prologue = b"wss-mesh-session" + b"\0" + i_id.to_bytes(4, "big") + r_id.to_bytes(4, "big")
@@ -236,6 +245,8 @@ def sessions() -> dict:
                 "responder_index": r_index,
                 "initiator_static": private(i_static),
                 "responder_static": private(r_static),
+                "initiator_seed": b64(i_seed),
+                "responder_seed": b64(r_seed),
                 "initiator_ephemeral": private(i_eph),
                 "responder_ephemeral": private(r_eph),
                 "timestamp_us": stamp,

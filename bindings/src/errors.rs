@@ -2,6 +2,7 @@
 
 use meshdp::proto::crypto::keys::KeyError;
 use meshdp::proto::error as proto;
+use meshdp::proto::token;
 use meshdp::proto::wire::control;
 use pyo3::create_exception;
 use pyo3::exceptions::PyException;
@@ -34,6 +35,10 @@ pub(crate) fn message(py: Python<'_>, error: &control::MessageError) -> PyErr {
 
 pub(crate) fn key(py: Python<'_>, error: KeyError) -> PyErr {
     coded(py, InvalidKeyError::new_err(error.to_string()), proto::ErrorCode::InvalidMachineKey.code())
+}
+
+pub(crate) fn token(py: Python<'_>, error: token::TokenError) -> PyErr {
+    coded(py, TokenError::new_err(error.to_string()), error.code().code())
 }
 
 pub(crate) fn mesh(py: Python<'_>, text: impl Into<String>) -> PyErr {

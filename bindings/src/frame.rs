@@ -54,20 +54,36 @@ pub(crate) fn encode_control<'py>(
     Ok(PyBytes::new(py, &out))
 }
 
-/// Checks that `payload` is the JSON that `kind` promises on `channel` (`control`, `server`, `data` or `mesh`).
+/// Checks that `payload` is the JSON that `kind` promises on `channel` (`control`, `server`, `data` or `mesh`; without one: where `kind` is at home).
 #[pyfunction]
-#[pyo3(signature = (kind, payload, channel = "control"))]
-pub(crate) fn validate_control(py: Python<'_>, kind: u8, payload: &[u8], channel: &str) -> PyResult<()> {
+#[pyo3(signature = (kind, payload, channel = None))]
+pub(crate) fn validate_control(
+    py: Python<'_>,
+    kind: u8,
+    payload: &[u8],
+    channel: Option<&str>,
+) -> PyResult<()> {
+    let kind = frame_type(py, kind)?;
     let channel = match channel {
-        "control" => Channel::Control,
-        "server" => Channel::Server,
-        "data" => Channel::Data,
-        "mesh" => Channel::Mesh,
-        other => {
-            return Err(errors::mesh(py, format!("unknown channel {other:?}: control, server, data or mesh")));
+        None => match kind {
+            FrameType::ServerRegister | FrameType::ServerNodeLoc | FrameType::ServerBlacklist => {
+                Channel::Server
+            }
+            FrameType::GoAway => Channel::Data,
+            _ => Channel::Control,
+        },
+        Some("control") => Channel::Control,
+        Some("server") => Channel::Server,
+        Some("data") => Channel::Data,
+        Some("mesh") => Channel::Mesh,
+        Some(other) => {
+            return Err(errors::mesh(
+                py,
+                format!("unknown channel {other:?}: control, server, data or mesh"),
+            ));
         }
     };
-    control::validate(channel, frame_type(py, kind)?, payload).map_err(|e| errors::message(py, &e))
+    control::validate(channel, kind, payload).map_err(|e| errors::message(py, &e))
 }
 
 /// Type, flags and payload of one frame.

@@ -49,3 +49,30 @@ def test_keys_and_signatures(case: dict[str, Any]) -> None:
     assert not meshdp.verify_node_key(machine.public, node.public, case["created"] + 1, raw["node_key_signature"])
     assert meshdp.verify_control(machine.public, raw["nonce"], case["controller"], raw["control_signature"])
     assert not meshdp.verify_control(machine.public, raw["nonce"], "elsewhere.example", raw["control_signature"])
+
+
+@pytest.mark.parametrize("case", vectors("tokens")["cases"], ids=lambda case: case["what"])
+def test_tokens(case: dict[str, Any]) -> None:
+    """Signature, algorithm, type, audience, issuer and dates; which relay is the relay's business."""
+    file = vectors("tokens")
+    verifier = meshdp.TokenVerifier(file["algorithm"], file["keys"])
+    if case["code"] is None or case["what"] == "of another relay":
+        claims = verifier.verify(case["token"], audience="relay", typ="relay", now=file["now"])
+        assert claims["node_id"] == 17
+        return
+    with pytest.raises(meshdp.TokenError) as caught:
+        verifier.verify(case["token"], audience="relay", typ="relay", now=file["now"])
+    assert caught.value.code == case["code"]
+
+
+def test_what_we_sign_we_accept() -> None:
+    """All algorithms but RSA, whose keys take long to make."""
+    claims = {"typ": "server", "jti": "x", "iat": 1000, "exp": 2000, "server_id": 3, "server_name": "r"}
+    claims |= {"capabilities": ["relay"], "region": ""}
+    for signer in (meshdp.TokenSigner.eddsa(bytes(32), "a"), meshdp.TokenSigner.hs256(bytes(range(32)), "a")):
+        token = signer.sign(claims)
+        verifier = meshdp.TokenVerifier(signer.algorithm, [signer.verification_key()])
+        seen = verifier.verify(token, audience="controller", typ="server", now=1500)
+        assert seen["server_id"] == 3
+        with pytest.raises(meshdp.TokenError, match="expired"):
+            verifier.verify(token, audience="controller", typ="server", now=2006)

@@ -7,6 +7,7 @@
 pub mod connection;
 pub mod driver;
 pub mod epoll;
+pub mod node;
 pub mod outbox;
 pub mod relay;
 mod slab;
