@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import ipaddress
 import logging
 import socket
@@ -13,14 +14,18 @@ from typing import Annotated
 
 import structlog
 import typer
+import uvloop
 
 from edgelink_controller import __version__
 from edgelink_controller.app import create_app
 from edgelink_controller.config import Config, ConfigError, LoadedConfig, load, sample
 from edgelink_controller.control.builtin import Builtin
 from edgelink_controller.control.hub import Hub
+from edgelink_controller.identity.service import IdentityService
 from edgelink_controller.kit.certificates import dev_certificate
+from edgelink_controller.kit.errors import Problem
 from edgelink_controller.kit.secrets import write_private
+from edgelink_controller.kit.store import Actor
 from edgelink_controller.places import default_state_dir, find_config
 from edgelink_controller.runtime import open_store, prepare
 from edgelink_controller.serving import make_server
@@ -51,7 +56,8 @@ def run(
     try:
         loaded = load(config or find_config())
         _log_to_stderr(loaded.config)
-        asyncio.run(_serve(loaded, state_dir or default_state_dir(), dev, listen))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(loaded, state_dir or default_state_dir(), dev, listen))
     except ConfigError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
@@ -71,6 +77,31 @@ def init(config: ConfigOption = None, state_dir: StateOption = None) -> None:
     except (ConfigError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
+
+
+@app.command()
+def password(
+    config: ConfigOption = None,
+    state_dir: StateOption = None,
+    account: Annotated[str, typer.Option("--account", help="Whose password.")] = "admin",
+) -> None:
+    """Give an account a new random password; its sessions end."""
+    try:
+        new = asyncio.run(_new_password(load(config or find_config()), state_dir or default_state_dir(), account))
+    except (ConfigError, Problem) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(f"password of {account} (shown only now): {new}")
+
+
+async def _new_password(loaded: LoadedConfig, state_dir: Path, account: str) -> str:
+    store = open_store(loaded, state_dir, create_keys=False)
+    try:
+        await prepare(store)
+        async with store.write(Actor("cli", getpass.getuser(), "local")) as uow:
+            return await IdentityService(uow).reset_password(account)
+    finally:
+        await store.database.close()
 
 
 async def _init(loaded: LoadedConfig, state_dir: Path) -> None:

@@ -60,7 +60,7 @@ async def server(socket: WebSocket) -> None:
 async def serve_node(channel: Channel, hub: Hub) -> None:
     """A machine, from its first frame to its last."""
     try:
-        with reading_message():
+        with hub.signing_in(), reading_message():
             session = await _sign_in(channel, hub)
     except Closed:
         return
@@ -83,7 +83,7 @@ async def serve_node(channel: Channel, hub: Hub) -> None:
 async def serve_relay(channel: Channel, hub: Hub) -> None:
     """A relay, from its first frame to its last."""
     try:
-        with reading_message():
+        with hub.signing_in(), reading_message():
             session, nodes = await _register(channel, hub)
     except Closed:
         return
