@@ -33,7 +33,13 @@ class FakeRelay:
     def start(self) -> None:
         self.say(
             FrameType.SERVER_REGISTER,
-            {"token": self.config["token"], "version": "0.1.0", "data_url": "wss://in.test/ws/data", "nodes": []},
+            {
+                "token": self.config["token"],
+                "version": "0.1.0",
+                "capabilities": ["relay"],
+                "data_url": "wss://in.test/ws/data",
+                "nodes": [],
+            },
         )
 
     def say(self, kind: FrameType, message: dict[str, Any]) -> None:
