@@ -21,6 +21,7 @@ from edgelink_controller.app import create_app
 from edgelink_controller.config import Config, ConfigError, LoadedConfig, load, sample
 from edgelink_controller.control.builtin import Builtin
 from edgelink_controller.control.hub import Hub
+from edgelink_controller.core import MeshError
 from edgelink_controller.identity.service import IdentityService
 from edgelink_controller.kit.certificates import dev_certificate
 from edgelink_controller.kit.errors import Problem
@@ -122,7 +123,7 @@ async def _serve(loaded: LoadedConfig, state_dir: Path, dev: bool, listen: str |
     try:
         chosen = listen or (DEV_LISTEN if dev and loaded.source("listen.http") == "default" else config.listen.http)
         host, port = parse_listen(chosen)
-        cert, key = _certificate(config, state_dir, dev, host)
+        cert, key, pin = _certificate(config, state_dir, dev, host)
         server_socket = _bind(host, port)
         first = await prepare(store)
         if first.password:
@@ -131,8 +132,15 @@ async def _serve(loaded: LoadedConfig, state_dir: Path, dev: bool, listen: str |
         application = create_app(store, hub)
         server = make_server(application, cert, key)
         typer.echo(f"listening on {'https' if cert else 'http'}://{host}:{server_socket.getsockname()[1]}", err=True)
-        builtin = Builtin(hub, cert, key)
-        await builtin.start()
+        builtin = Builtin(hub, state_dir, cert, key, pin)
+        try:
+            await builtin.start()
+        except MeshError as error:
+            await builtin.stop()
+            raise ConfigError(
+                f"the built-in relay or STUN server cannot start: {error}; change builtin_relay.listen or "
+                "builtin_stun.listen, or set their enabled to false"
+            ) from None
         try:
             await server.serve(sockets=[server_socket])
         finally:
@@ -151,20 +159,20 @@ def parse_listen(text: str) -> tuple[str, int]:
     return host or "0.0.0.0", int(port)  # noqa: S104 - ":443" means everywhere
 
 
-def _certificate(config: Config, state_dir: Path, dev: bool, host: str) -> tuple[str | None, str | None]:
+def _certificate(config: Config, state_dir: Path, dev: bool, host: str) -> tuple[str | None, str | None, str | None]:
     if dev:
         made = dev_certificate(state_dir, [*config.names, host])
         typer.echo(f"development certificate {made.cert}\ncertificate pin {made.pin}", err=True)
-        return str(made.cert), str(made.key)
+        return str(made.cert), str(made.key), made.pin
     cert, key = config.tls.cert, config.tls.key
     if cert and key:
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(f"tls: {cert} and {key} cannot be used: {error}") from None
-        return str(cert), str(key)
+        return str(cert), str(key), None
     if config.behind_proxy or _is_loopback(host):
-        return None, None
+        return None, None, None
     raise ConfigError(
         "no certificate: set tls.cert and tls.key, or behind_proxy = true when a proxy in front does TLS, "
         "or start with --dev for a self-signed one"
