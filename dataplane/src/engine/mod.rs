@@ -7,6 +7,8 @@
 pub mod connection;
 pub mod driver;
 pub mod epoll;
+#[cfg(test)]
+mod interop;
 pub mod outbox;
 mod slab;
 pub mod socket;
