@@ -25,7 +25,7 @@ use super::outbox::{self, Outbox};
 use super::tls::filter::{Filter, RECORD_OVERHEAD};
 use crate::packet::pool::{Buffer, Pool};
 use crate::proto::error::ErrorCode;
-use crate::proto::wire::upgrade::{Client, Head, Request, UpgradeError, answer};
+use crate::proto::wire::upgrade::{Client, Head, Request, UpgradeError, WholeHead, answer};
 use crate::proto::wire::websocket::{self, Item, MAX_HEADER, Opcode, Reader, Role, WebsocketError};
 
 /// What [`Connection::receive`] hands to its sink, in the order it came.
@@ -330,7 +330,7 @@ impl Stream {
             }
             Phase::ClientUpgrade { head, client } => {
                 let outcome = head.push(bytes).and_then(|whole| match whole {
-                    Some(whole) => client.check(&whole.0).map(|()| Some(whole)),
+                    Some(whole) => client.check(&whole.head).map(|()| Some(whole)),
                     None => Ok(None),
                 });
                 self.upgrade(outcome, sink, |_| Ok((None, Vec::new())))
@@ -341,12 +341,14 @@ impl Stream {
     /// Goes on with what came behind the head, once that is whole and right.
     fn upgrade(
         &mut self,
-        outcome: Result<Option<(Vec<u8>, Vec<u8>)>, UpgradeError>,
+        outcome: Result<Option<WholeHead>, UpgradeError>,
         sink: &mut impl FnMut(Incoming<'_>),
         answer: impl FnOnce(&[u8]) -> Result<(Option<Request>, Vec<u8>), UpgradeError>,
     ) -> Result<(), ConnectionError> {
         let checked = outcome.and_then(|whole| match whole {
-            Some((head, after)) => answer(&head).map(|(request, response)| Some((request, response, after))),
+            Some(WholeHead { head, after }) => {
+                answer(&head).map(|(request, response)| Some((request, response, after)))
+            }
             None => Ok(None),
         });
         match checked {
@@ -451,6 +453,8 @@ fn join(pool: &Pool, before: &[u8], chunk: Option<Buffer>, after: &[u8]) -> Opti
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::option_option, reason = "whether it came, and whether it said something")]
+
     use super::super::tls::{Roots, client_config, self_signed};
     use super::*;
     use crate::proto::time::Instant;
@@ -536,10 +540,14 @@ mod tests {
                 let frames: Vec<Vec<u8>> = (0..60usize).map(|i| vec![i as u8; i * 37 + 1]).collect();
                 let long = vec![9; 65_540];
                 // Before the upgrade they wait.
-                frames.iter().for_each(|frame| client.push(frame));
+                for frame in &frames {
+                    client.push(frame);
+                }
                 client.push(&long);
                 run(&mut client, &mut server, cut);
-                frames.iter().for_each(|frame| server.push(frame));
+                for frame in &frames {
+                    server.push(frame);
+                }
                 server.push(&long);
                 run(&mut client, &mut server, cut);
                 assert!(client.connection.is_open() && server.connection.is_open());

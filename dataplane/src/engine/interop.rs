@@ -23,6 +23,7 @@ use super::tls::{Roots, client_config, self_signed};
 use super::uring::Uring;
 use super::{Opened, Prefer, open, socket};
 use crate::packet::pool::Pool;
+use crate::proto::error::ErrorCode;
 use crate::proto::time::Instant;
 use crate::proto::wire::websocket::Role;
 
@@ -57,7 +58,7 @@ fn name() -> ServerName<'static> {
 
 /// Messages of all the sizes at which headers and records change form.
 fn messages() -> Vec<Vec<u8>> {
-    let lengths = [1, 125, 126, 1400, 16_384, 16_400, 65_535, 65_536, 200_000];
+    let lengths = [1usize, 125, 126, 1400, 16_384, 16_400, 65_535, 65_536, 200_000];
     lengths.into_iter().map(|length| (0..length).map(|i| (i % 253) as u8).collect()).collect()
 }
 
@@ -107,7 +108,7 @@ impl<D: Driver> Worker<D> {
                             });
                             if let Err(error) = outcome {
                                 connection.close(
-                                    error.error_code().and_then(|c| c.close_code()).unwrap_or(1002),
+                                    error.error_code().and_then(ErrorCode::close_code).unwrap_or(1002),
                                     "",
                                 );
                             }

@@ -62,6 +62,7 @@ impl Prefer {
 
 /// An open driver: match once, then run generic code.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "matched once, right after it was made")]
 pub enum Opened {
     /// The default.
     Uring(uring::Uring),

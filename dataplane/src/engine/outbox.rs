@@ -310,7 +310,7 @@ mod tests {
         assert_eq!(outbox.drop_oldest().unwrap().frames, 1);
         assert_eq!(outbox.drop_oldest(), None);
         assert_eq!(sent(&mut outbox), [b"pong"]);
-        let flood = (0..).take_while(|_| outbox.push_urgent(&[0; 1000], Instant::ZERO).is_ok()).count();
+        let flood = (0..100).take_while(|_| outbox.push_urgent(&[0; 1000], Instant::ZERO).is_ok()).count();
         assert!((60..70).contains(&flood));
     }
 

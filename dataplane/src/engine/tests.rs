@@ -143,7 +143,7 @@ fn echoes_many_connections_at_once<D: Driver>(mut driver: D) {
                 let mut stream = TcpStream::connect(address).unwrap();
                 stream.set_read_timeout(Some(PATIENCE)).unwrap();
                 for round in 0..20usize {
-                    let out: Vec<u8> = (0..round * 700 + 1).map(|i| (i as u8) ^ number).collect();
+                    let out: Vec<u8> = (0..=round * 700).map(|i| (i as u8) ^ number).collect();
                     stream.write_all(&out).unwrap();
                     let mut back = vec![0; out.len()];
                     stream.read_exact(&mut back).unwrap();
@@ -153,7 +153,9 @@ fn echoes_many_connections_at_once<D: Driver>(mut driver: D) {
         })
         .collect();
     echo(&mut driver, socket, clients.len());
-    clients.into_iter().for_each(|client| client.join().unwrap());
+    for client in clients {
+        client.join().unwrap();
+    }
 }
 
 fn carries_a_large_transfer_through_a_slow_reader<D: Driver>(mut driver: D) {
@@ -193,16 +195,14 @@ fn a_paused_stream_fills_up_and_goes_on_when_resumed<D: Driver>(mut driver: D) {
     drain(&mut driver);
     theirs.set_nonblocking(true).unwrap();
     let mut written = 0;
-    let piece = [7; 65536];
+    let piece = [7; 16 << 10];
     // Until the buffers of both sockets are full, and for a moment more.
     for _ in 0..10 {
         while let Ok(len) = (&theirs).write(&piece) {
             written += len;
             assert!(written < 256 << 20, "back-pressure must reach the sender");
         }
-        for event in drain(&mut driver) {
-            panic!("paused, and yet {event:?}");
-        }
+        assert!(drain(&mut driver).is_empty(), "it is paused");
     }
     driver.resume(token);
     let mut read = 0;
@@ -268,7 +268,7 @@ fn fill<D: Driver>(driver: &mut D, token: Token, pool: &Pool) {
     let mut stuck = 0;
     for _ in 0..10_000 {
         if driver.can_send(token) {
-            driver.send(token, filled(pool, &[1; 60_000]));
+            driver.send(token, filled(pool, &vec![1; 60_000]));
             stuck = 0;
         }
         driver.wait(Some(Duration::from_millis(20))).unwrap();

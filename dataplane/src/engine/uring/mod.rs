@@ -383,12 +383,10 @@ impl Uring {
                 Ok(())
             }
             (Kind::Packets { .. }, libc::EAGAIN) => self.poll(token, libc::POLLIN),
-            // Paused and resumed, a signal, or an ICMP error about an earlier datagram.
-            (_, libc::ECANCELED | libc::EINTR | libc::EAGAIN) => self.receive(token),
-            (Kind::Datagram { .. }, libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH) => {
-                self.receive(token)
-            }
-            (Kind::Listener, libc::ECONNABORTED | libc::EPROTO | libc::EPERM) => self.receive(token),
+            // Paused and resumed, a signal, an ICMP error about an earlier datagram, a connection that failed in the queue.
+            (_, libc::ECANCELED | libc::EINTR | libc::EAGAIN)
+            | (Kind::Datagram { .. }, libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH)
+            | (Kind::Listener, libc::ECONNABORTED | libc::EPROTO | libc::EPERM) => self.receive(token),
             (_, errno) => {
                 let error = slot.send_error.take().unwrap_or_else(|| io::Error::from_raw_os_error(errno));
                 self.fail(token, Some(error));
@@ -514,15 +512,13 @@ impl Driver for Uring {
 
     #[expect(unsafe_code, reason = "msghdr has private padding on some targets")]
     fn datagram(&mut self, socket: OwnedFd) -> io::Result<Token> {
-        let group = match self.datagram_group {
-            Some(group) => group,
-            None => {
-                let (count, size) = DATAGRAM_BUFFERS;
-                let group = self.new_group(count, size)?;
-                self.datagram_group = Some(group);
-                group
-            }
+        let group = if let Some(group) = self.datagram_group {
+            group
+        } else {
+            let (count, size) = DATAGRAM_BUFFERS;
+            self.new_group(count, size)?
         };
+        self.datagram_group = Some(group);
         // SAFETY: msghdr is plain data for which all zeros (no name, no vectors) is a valid value.
         let mut message: Box<libc::msghdr> = Box::new(unsafe { std::mem::zeroed() });
         message.msg_namelen = size_of::<libc::sockaddr_storage>() as u32;
