@@ -9,11 +9,14 @@ pub mod driver;
 pub mod epoll;
 #[cfg(test)]
 mod interop;
+pub mod node;
 pub mod outbox;
+pub mod relay;
 mod slab;
 pub mod socket;
 #[cfg(test)]
 mod tests;
+pub mod stun;
 pub mod tls;
 pub mod uring;
 
