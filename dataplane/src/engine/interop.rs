@@ -209,7 +209,9 @@ fn a_stock_client_talks_to_our_server() {
         block_on(async {
             let stream = tokio::net::TcpStream::connect(address).await.unwrap();
             let connector = TlsConnector::from(Arc::clone(&client_tls));
-            let stream = connector.connect(name(), stream).await.unwrap();
+            let mut stream = connector.connect(name(), stream).await.unwrap();
+            // Asks us to change keys too, before anything else.
+            stream.get_mut().1.refresh_traffic_keys().unwrap();
             assert_eq!(stream.get_ref().1.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
             stock_client(stream).await;
         });

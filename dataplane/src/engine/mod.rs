@@ -14,9 +14,9 @@ pub mod outbox;
 pub mod relay;
 mod slab;
 pub mod socket;
+pub mod stun;
 #[cfg(test)]
 mod tests;
-pub mod stun;
 pub mod tls;
 pub mod uring;
 
