@@ -1,3 +1,7 @@
-//! Keys and ciphers of `docs/protocol.md` §2: identities here, the packet cipher and replay window beside.
+//! Keys and ciphers of `docs/protocol.md` §2: identities in [`keys`], the packet cipher in [`aead`] and how both ends agree on it in [`suite`], the
+//! window that refuses packets seen before in [`replay`].
 
+pub mod aead;
 pub mod keys;
+pub mod replay;
+pub mod suite;

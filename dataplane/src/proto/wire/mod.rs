@@ -3,6 +3,7 @@
 pub mod control;
 pub mod data;
 pub mod frame;
+pub mod handshake;
 pub mod reassembly;
 pub mod stun;
 pub mod upgrade;

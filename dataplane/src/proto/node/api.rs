@@ -1,0 +1,324 @@
+//! What goes into a [`super::Node`] and what comes out, as values.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::ops::Range;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use crate::proto::crypto::keys::{MachineKey, NodeKey};
+use crate::proto::drop_reason::DropReason;
+use crate::proto::id::{NetworkId, NodeId, RelayId};
+use crate::proto::wire::control::PublicKey;
+use crate::proto::wire::control::node::{AdvertisedRoute, LatencyReport, Relay};
+
+/// What a [`super::Node`] is made from.
+pub struct NodeSettings {
+    /// The machine's identity.
+    pub machine: MachineKey,
+    /// The key for sessions.
+    pub node_key: NodeKey,
+    /// When `node_key` was made, unix seconds.
+    pub node_key_created: u64,
+    /// The key before it and until when (unix seconds) it still answers: what [`super::Node::previous_node_key`] said before a restart.
+    pub previous_node_key: Option<(NodeKey, u64)>,
+    /// Whether this CPU has AES instructions: then AES-256-GCM is offered.
+    pub aes: bool,
+    /// 32 random bytes, fresh on every start: all randomness of the node is drawn from them.
+    pub seed: [u8; 32],
+    /// Of the software, told to relays.
+    pub version: String,
+    /// Subnets that this machine offers: packets for them are let in.
+    pub advertised: Vec<AdvertisedRoute>,
+    /// Machine keys seen for node ids before: what [`super::Node::pins`] said before a restart.
+    pub pins: Vec<(NodeId, PublicKey)>,
+}
+
+impl fmt::Debug for NodeSettings {
+    /// Leaves secrets out.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeSettings")
+            .field("machine", &self.machine)
+            .field("node_key", &self.node_key)
+            .field("aes", &self.aes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether the transport checksum inside a packet is complete. `Partial`: as the kernel hands over a packet with `NEEDS_CSUM`
+/// (`docs/protocol.md` §1.3 PARTIAL_CSUM).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Checksum {
+    /// As it should arrive.
+    #[default]
+    Complete,
+    /// Only the pseudo header is summed; whoever delivers it completes it.
+    Partial,
+}
+
+/// What became of a frame from a relay.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Received<'a> {
+    /// An IP packet for the TUN device, inside the frame's buffer.
+    Packet {
+        /// Version, addresses and lengths are checked.
+        packet: &'a mut [u8],
+        /// What is left to do about its checksum.
+        checksum: Checksum,
+        /// Who sent it.
+        from: NodeId,
+        /// Own membership that it is for.
+        to: NodeId,
+    },
+    /// The node dealt with it; there may be something to transmit and events.
+    Consumed,
+    /// Counted.
+    Dropped(DropReason),
+}
+
+/// What became of a packet from the TUN device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outgoing {
+    /// Sealed: send `buffer[frame]` on the connection to `relay`.
+    Send {
+        /// The connection.
+        relay: RelayId,
+        /// `Some`: wrap it in VIA for this relay (`wire::data::via_header`); several frames for the same two relays may share one VIA.
+        via: Option<RelayId>,
+        /// One whole DATA frame within the buffer.
+        frame: Range<usize>,
+    },
+    /// Copied; it goes out by `poll_transmit` when the session is there.
+    Queued,
+    /// Counted.
+    Dropped(DropReason),
+}
+
+/// What the shell has to do or may want to know.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Event {
+    /// Open a connection to this relay's `data_url`. Answer with `relay_connected` or `relay_closed`; the node asks again by itself.
+    DialRelay {
+        /// With URL and certificate pin.
+        relay: Relay,
+    },
+    /// Close the connection (or stop dialling). Nothing more may be reported about that connection, not even that it closed.
+    DropRelay {
+        /// Which one.
+        id: RelayId,
+        /// Why, for the log.
+        reason: &'static str,
+    },
+    /// A network was joined: its addresses belong on the TUN device.
+    MembershipAdded {
+        /// Own id there.
+        node: NodeId,
+        /// The network.
+        network: NetworkId,
+        /// Its name.
+        name: String,
+        /// Own addresses with the subnet's prefix length.
+        addresses: Vec<IpNet>,
+    },
+    /// A network was left.
+    MembershipRemoved {
+        /// Own id there.
+        node: NodeId,
+        /// The network.
+        network: NetworkId,
+        /// Its name.
+        name: String,
+        /// To be taken off the TUN device.
+        addresses: Vec<IpNet>,
+        /// From the controller, or why it was refused.
+        reason: String,
+    },
+    /// A network was not joined because its addresses overlap with another one's.
+    NetworkRefused {
+        /// The one that was refused.
+        network: String,
+        /// The one that it overlaps with.
+        other: String,
+    },
+    /// The subnets to route into the TUN device, all of them, sorted.
+    RoutesChanged {
+        /// Enabled routes behind peers, without own networks' subnets.
+        routes: Vec<IpNet>,
+    },
+    /// The TUN device's MTU is another one.
+    MtuChanged {
+        /// Bytes.
+        mtu: u16,
+    },
+    /// A peer's keys do not verify: it has no session (`docs/protocol.md` §2.1).
+    PeerUntrusted {
+        /// The peer.
+        peer: NodeId,
+        /// What is wrong.
+        reason: Untrusted,
+    },
+    /// Packets flow under a new session.
+    SessionEstablished {
+        /// The peer.
+        peer: NodeId,
+        /// Name of the cipher.
+        cipher: &'static str,
+    },
+    /// The path to a peer changed.
+    PathChanged {
+        /// The peer.
+        peer: NodeId,
+        /// Relays to go by, as in the configuration; empty: none left.
+        path: Vec<RelayId>,
+    },
+    /// A relay is ready for at least one membership, or no longer.
+    RelayState {
+        /// Which one.
+        relay: RelayId,
+        /// Whether packets can be sent on it.
+        ready: bool,
+    },
+    /// Send this to the controller.
+    LatencyReport(LatencyReport),
+    /// Ask the controller for new tokens (NODE_UPDATE `refresh_tokens`).
+    NeedTokens,
+    /// The answer to [`super::Node::echo`].
+    EchoReply {
+        /// Who answered.
+        from: NodeId,
+        /// As given.
+        id: u64,
+        /// Round trip.
+        rtt: Duration,
+        /// Relays that the answer's way began with, seen from here.
+        path: Vec<RelayId>,
+    },
+}
+
+/// Why a peer's keys are not believed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Untrusted {
+    /// The node_key is not signed by the machine_key.
+    NodeKeySignature,
+    /// The machine_key is another one than was pinned for this node id.
+    MachineKeyChanged,
+}
+
+/// A delta does not fit: ask for everything (NODE_UPDATE `resync`).
+#[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]
+#[error("update is based on configuration {base}, this node has {have}")]
+pub struct NeedResync {
+    /// What it has.
+    pub have: u64,
+    /// What the update assumes.
+    pub base: u64,
+}
+
+/// Why an echo was not sent.
+#[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EchoError {
+    /// No such peer.
+    #[error("no such peer")]
+    UnknownPeer,
+    /// Longer than the MTU.
+    #[error("longer than the MTU")]
+    TooBig,
+    /// Too many are waiting for their answers.
+    #[error("too many echoes under way")]
+    TooMany,
+    /// The peer's keys are missing or do not verify.
+    #[error("the peer has no trusted key")]
+    Untrusted,
+    /// No relay to send it on.
+    #[error("no relay connection")]
+    NoPath,
+}
+
+/// A picture of the node for people and for `edgelink status --output json`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct NodeStatus {
+    /// Version of the configuration; 0: none yet.
+    pub config_version: u64,
+    /// Text form.
+    pub machine_key: PublicKey,
+    /// Of the TUN device.
+    pub mtu: u16,
+    /// Networks.
+    pub memberships: Vec<MembershipStatus>,
+    /// Peers of all networks, by id.
+    pub peers: Vec<PeerStatus>,
+    /// Relays, by id.
+    pub relays: Vec<RelayStatus>,
+    /// Packets and frames dropped, by reason; zeros left out.
+    pub drops: std::collections::BTreeMap<&'static str, u64>,
+}
+
+/// One network of [`NodeStatus`].
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct MembershipStatus {
+    /// Own id.
+    pub node_id: NodeId,
+    /// Own name.
+    pub name: String,
+    /// The network's name.
+    pub network: String,
+    /// Own addresses.
+    pub addresses: Vec<IpNet>,
+}
+
+/// One peer of [`NodeStatus`].
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PeerStatus {
+    /// Its id.
+    pub node_id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// The network's name.
+    pub network: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Subnets behind it that are enabled.
+    pub routes: Vec<IpNet>,
+    /// What the controller says.
+    pub online: bool,
+    /// `none`, `handshake`, `established` or `untrusted`.
+    pub session: &'static str,
+    /// Seconds since the session was made.
+    pub session_age_s: Option<f64>,
+    /// Name of the cipher.
+    pub cipher: Option<&'static str>,
+    /// Relays in use, as in the configuration; empty: none.
+    pub path: Vec<RelayId>,
+    /// Last measured round trip to the peer, milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// Inner bytes sent.
+    pub tx_bytes: u64,
+    /// Inner packets sent.
+    pub tx_packets: u64,
+    /// Inner bytes received.
+    pub rx_bytes: u64,
+    /// Inner packets received.
+    pub rx_packets: u64,
+    /// Seconds since something authenticated came.
+    pub last_heard_s: Option<f64>,
+}
+
+/// One relay of [`NodeStatus`].
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RelayStatus {
+    /// Its id.
+    pub id: RelayId,
+    /// Its name.
+    pub name: String,
+    /// `waiting`, `dialling`, `authenticating`, `ready` or `draining`.
+    pub state: &'static str,
+    /// Smoothed round trip, milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// The relay's last word when it refused us.
+    pub error: Option<String>,
+}

@@ -1,0 +1,224 @@
+//! The command line, and the environment variables that stand for its flags.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+
+use crate::config::file::LogFormat;
+
+const ABOUT: &str = "Puts this machine on a private network: packets travel end-to-end encrypted, over HTTPS relays where nothing else passes.";
+
+const FIRST_STEPS: &str = "\
+First steps:
+  edgelink up --controller wss://controller.example/ws/control    join and stay in the foreground (Ctrl-C leaves)
+  edgelink status                                                 addresses, peers, relays
+  edgelink ping server                                            is that peer there, over which path, how fast
+  edgelink down                                                   leave
+
+`up` needs the right to make network interfaces: run it as root, or give the program that right once with
+  sudo setcap cap_net_admin+ep $(command -v edgelink)
+
+Every flag of `up` is also a key of the configuration file (/etc/edgelink/node.toml or node.json, then
+~/.config/edgelink/) and an environment variable: flags win over variables, variables over the file.";
+
+/// EdgeLink's node.
+#[derive(Parser, Debug)]
+#[command(name = "edgelink", version, about = ABOUT, after_help = FIRST_STEPS, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Join the network: make the interface, sign in at the controller, connect to the relays
+    Up(UpArgs),
+    /// Leave the network: stop the daemon, which takes the interface with it
+    Down(ClientArgs),
+    /// Show what the daemon knows: own addresses, controller, peers with path and round trip, relays
+    Status(StatusArgs),
+    /// Send end-to-end echoes to a peer through the encrypted session
+    Ping(PingArgs),
+    /// Show the public halves of this machine's keys
+    Keys(KeysArgs),
+    /// Show the version and what it was built for
+    Version(OutputArgs),
+}
+
+/// `up`
+#[derive(Args, Debug)]
+pub(crate) struct UpArgs {
+    /// Stay in the foreground and log to the terminal (the default; for service managers)
+    #[arg(long, conflicts_with = "detach")]
+    pub(crate) foreground: bool,
+    /// Go on in the background once the interface is up; the log goes to <state-dir>/<interface>.log
+    #[arg(long)]
+    pub(crate) detach: bool,
+    /// Set by --detach for the process it starts
+    #[arg(long, hide = true, conflicts_with = "detach")]
+    pub(crate) detached: bool,
+    /// Where commands reach the daemon [default: /run/edgelink/<interface>.sock; with --state-dir or without root: in there]
+    #[arg(long, env = "EDGELINK_SOCKET", value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) overrides: Overrides,
+}
+
+/// The settings that flags and environment may override.
+#[derive(Args, Debug, Default)]
+pub(crate) struct Overrides {
+    /// Configuration file, .toml or .json [default: /etc/edgelink/node.{toml,json}, then ~/.config/edgelink/]
+    #[arg(long, env = "EDGELINK_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// The controller, for example wss://controller.example/ws/control
+    #[arg(long, env = "EDGELINK_CONTROLLER", value_name = "URL")]
+    pub(crate) controller: Option<String>,
+    /// Trust the certificates in this PEM file instead of the system's
+    #[arg(long, env = "EDGELINK_CA_FILE", value_name = "FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// Trust the controller's certificate with this digest: sha256:<64 hex digits>
+    #[arg(long, env = "EDGELINK_TLS_PIN", value_name = "PIN")]
+    pub(crate) tls_pin: Option<String>,
+    /// What others call this machine [default: the system's host name]
+    #[arg(long, env = "EDGELINK_HOSTNAME", value_name = "NAME")]
+    pub(crate) hostname: Option<String>,
+    /// The secret keys; made at the first start [default: <state-dir>/keys.json]
+    #[arg(long, env = "EDGELINK_KEY_FILE", value_name = "FILE")]
+    pub(crate) key_file: Option<PathBuf>,
+    /// Keys and the last configuration [default: /var/lib/edgelink, or ~/.local/state/edgelink when not root]
+    #[arg(long, env = "EDGELINK_STATE_DIR", value_name = "FOLDER")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// A network to join; may be given several times [default: the controller's default network]
+    #[arg(long = "network", env = "EDGELINK_NETWORKS", value_name = "NAME", value_delimiter = ',')]
+    pub(crate) networks: Vec<String>,
+    /// Authorises this machine at once; from the operator. Prefer the variable: other users can see flags
+    #[arg(long, env = "EDGELINK_ENROLMENT_KEY", value_name = "KEY", hide_env_values = true)]
+    pub(crate) enrolment_key: Option<String>,
+    /// Name of the interface [default: edge0]
+    #[arg(long, env = "EDGELINK_INTERFACE", value_name = "NAME")]
+    pub(crate) interface: Option<String>,
+    /// Largest packet in bytes [default: what the operator set]
+    #[arg(long, env = "EDGELINK_MTU", value_name = "BYTES")]
+    pub(crate) mtu: Option<u16>,
+    /// A subnet that others may reach through this machine; may be given several times
+    #[arg(
+        long = "advertise-route",
+        env = "EDGELINK_ADVERTISE_ROUTES",
+        value_name = "CIDR",
+        value_delimiter = ','
+    )]
+    pub(crate) advertise_routes: Vec<IpNet>,
+    /// Whether to use the subnets that others advertise [default: true]
+    #[arg(long, env = "EDGELINK_ACCEPT_ROUTES", value_name = "BOOL")]
+    pub(crate) accept_routes: Option<bool>,
+    /// error, warn, info, debug, trace, or a filter such as info,edgelink::control=debug [default: info]
+    #[arg(long, env = "EDGELINK_LOG", value_name = "LEVEL")]
+    pub(crate) log: Option<String>,
+    /// How a line of the log looks [default: text]
+    #[arg(long, env = "EDGELINK_LOG_FORMAT", value_name = "FORMAT")]
+    pub(crate) log_format: Option<LogFormat>,
+}
+
+/// How to find the daemon.
+#[derive(Args, Debug, Default)]
+pub(crate) struct ClientArgs {
+    /// The daemon's socket [default: found by the interface's name]
+    #[arg(long, env = "EDGELINK_SOCKET", value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Which daemon, when several run [default: edge0, or what the configuration file says]
+    #[arg(long, env = "EDGELINK_INTERFACE", value_name = "NAME")]
+    pub(crate) interface: Option<String>,
+    /// The daemon's state directory, when its socket is there
+    #[arg(long, env = "EDGELINK_STATE_DIR", value_name = "FOLDER")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// The daemon's configuration file
+    #[arg(long, env = "EDGELINK_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// Shape of what is printed.
+#[derive(Args, Debug, Default)]
+pub(crate) struct OutputArgs {
+    /// For people or for programs
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(crate) output: Output,
+}
+
+/// Shape of what is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// Aligned for people
+    #[default]
+    Table,
+    /// One JSON document
+    Json,
+}
+
+/// `status`
+#[derive(Args, Debug)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
+/// `ping`
+#[derive(Args, Debug)]
+pub(crate) struct PingArgs {
+    /// A peer: its name, its address in the network, or its node id
+    #[arg(value_name = "NAME|ADDRESS|ID")]
+    pub(crate) target: String,
+    /// How many echoes
+    #[arg(short, long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) count: u32,
+    /// Seconds between two echoes
+    #[arg(short, long, default_value_t = 1.0, value_name = "SECONDS")]
+    pub(crate) interval: f64,
+    /// Seconds to wait for an answer
+    #[arg(short = 'W', long, default_value_t = 2.0, value_name = "SECONDS")]
+    pub(crate) timeout: f64,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
+/// `keys`
+#[derive(Args, Debug)]
+pub(crate) struct KeysArgs {
+    /// Make the keys when there are none yet (`up` does that too)
+    #[arg(long)]
+    pub(crate) new: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    /// The key file [default: that of the configuration]
+    #[arg(long, env = "EDGELINK_KEY_FILE", value_name = "FILE")]
+    pub(crate) key_file: Option<PathBuf>,
+    /// The state directory
+    #[arg(long, env = "EDGELINK_STATE_DIR", value_name = "FOLDER")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// The configuration file
+    #[arg(long, env = "EDGELINK_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_names_the_first_steps() {
+        let help = Cli::command().render_help().to_string();
+        assert!(help.contains("edgelink up --controller") && help.contains("setcap cap_net_admin"));
+    }
+}

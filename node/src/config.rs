@@ -1,0 +1,305 @@
+//! Settings: file, environment and flags, in rising order of authority.
+//!
+//! [`file`] reads JSON or TOML and refuses what it does not know by name, with file, line and the nearest key. Environment variables
+//! (`EDGELINK_…`) are flags by another spelling, so clap reads both ([`crate::args`]). [`resolve`] puts them together with the defaults into a
+//! [`Settings`] whose fields are valid by type; nothing after it has to check again.
+
+pub(crate) mod file;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use ipnet::IpNet;
+use meshdp::proto::wire::control::node::AdvertisedRoute;
+
+use crate::args::Overrides;
+use crate::control::url::ControllerUrl;
+use file::{ConfigFile, LogFormat};
+
+/// The interface unless one is named.
+pub(crate) const DEFAULT_INTERFACE: &str = "edge0";
+
+/// Everything the daemon needs to know.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// Where the controller is, and how to know it.
+    pub(crate) controller: Controller,
+    /// What people call this machine.
+    pub(crate) hostname: String,
+    /// The secret keys.
+    pub(crate) key_file: PathBuf,
+    /// The last configuration, and the socket when not root.
+    pub(crate) state_dir: PathBuf,
+    /// Networks to join; empty: the default one.
+    pub(crate) networks: Vec<String>,
+    /// Authorises at once where the operator made such a key.
+    pub(crate) enrolment_key: Option<Secret>,
+    /// The interface.
+    pub(crate) interface: String,
+    /// Overrides the operator's MTU.
+    pub(crate) mtu: Option<u16>,
+    /// Subnets this machine is a gateway to.
+    pub(crate) advertise_routes: Vec<AdvertisedRoute>,
+    /// Whether the system's routing table gets the subnets of others.
+    pub(crate) accept_routes: bool,
+    /// Overrides the operator's interval between LATENCY_REPORTs.
+    pub(crate) latency_report: Option<Duration>,
+    /// Filter of the log, in `tracing` syntax.
+    pub(crate) log_level: String,
+    /// One line of text or JSON per event.
+    pub(crate) log_format: LogFormat,
+}
+
+/// Where the controller is, and how to know it.
+#[derive(Clone, Debug)]
+pub(crate) struct Controller {
+    /// `wss://host[:port]/ws/control`
+    pub(crate) url: ControllerUrl,
+    /// Roots to trust instead of the system's.
+    pub(crate) ca_file: Option<PathBuf>,
+    /// SHA-256 of the certificate to trust beside the roots.
+    pub(crate) tls_pin: Option<[u8; 32]>,
+}
+
+/// A string that stays out of logs.
+#[derive(Clone, zeroize::Zeroize, zeroize::ZeroizeOnDrop, PartialEq, Eq)]
+pub(crate) struct Secret(pub(crate) String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("…")
+    }
+}
+
+/// The settings of `overrides` over those of the file it names (or of the first default file that exists).
+pub(crate) fn resolve(overrides: &Overrides) -> anyhow::Result<Settings> {
+    let file = load(overrides.config.as_deref())?;
+    merge(overrides, file)
+}
+
+/// The file at `explicit`, else the first default one, else nothing.
+pub(crate) fn load(explicit: Option<&Path>) -> anyhow::Result<ConfigFile> {
+    if let Some(path) = explicit {
+        return Ok(file::read(path)?);
+    }
+    for path in default_files() {
+        if path.exists() {
+            return Ok(file::read(&path)?);
+        }
+    }
+    Ok(ConfigFile::default())
+}
+
+/// Where a configuration is looked for.
+pub(crate) fn default_files() -> Vec<PathBuf> {
+    let mut folders = vec![PathBuf::from("/etc/edgelink")];
+    folders.extend(config_home().map(|home| home.join("edgelink")));
+    folders.into_iter().flat_map(|folder| [folder.join("node.toml"), folder.join("node.json")]).collect()
+}
+
+fn config_home() -> Option<PathBuf> {
+    env_dir("XDG_CONFIG_HOME").or_else(|| env_dir("HOME").map(|home| home.join(".config")))
+}
+
+/// Where state lives by default: `/var/lib/edgelink` for root, else in the user's home.
+pub(crate) fn default_state_dir() -> PathBuf {
+    let home = || env_dir("XDG_STATE_HOME").or_else(|| env_dir("HOME").map(|home| home.join(".local/state")));
+    let system = || PathBuf::from("/var/lib");
+    if rustix::process::geteuid().is_root() { system() } else { home().unwrap_or_else(system) }
+        .join("edgelink")
+}
+
+/// Where the keys are, for a command that needs nothing else of the settings.
+pub(crate) fn key_file(args: &crate::args::KeysArgs) -> anyhow::Result<PathBuf> {
+    let file = load(args.config.as_deref())?;
+    Ok(args.key_file.clone().or(file.key_file).map_or_else(
+        || {
+            let state_dir = args.state_dir.clone().or(file.state_dir);
+            state_dir.map_or_else(default_state_dir, |path| expand(&path)).join("keys.json")
+        },
+        |path| expand(&path),
+    ))
+}
+
+fn env_dir(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
+/// `~/…` in the user's home.
+fn expand(path: &Path) -> PathBuf {
+    match (path.strip_prefix("~"), env_dir("HOME")) {
+        (Ok(rest), Some(home)) => home.join(rest),
+        _ => path.to_path_buf(),
+    }
+}
+
+fn merge(overrides: &Overrides, file: ConfigFile) -> anyhow::Result<Settings> {
+    let controller = merge_controller(overrides, file.controller)?;
+    let state_dir =
+        overrides.state_dir.clone().or(file.state_dir).map_or_else(default_state_dir, |p| expand(&p));
+    let key_file = overrides
+        .key_file
+        .clone()
+        .or(file.key_file)
+        .map_or_else(|| state_dir.join("keys.json"), |path| expand(&path));
+    let interface =
+        overrides.interface.clone().or(file.tun.name).unwrap_or_else(|| DEFAULT_INTERFACE.to_owned());
+    check_interface(&interface)?;
+    let mtu = overrides.mtu.or(file.tun.mtu);
+    if let Some(mtu) = mtu.filter(|mtu| !(1280..=9000).contains(mtu)) {
+        bail!("tun.mtu is {mtu}, expected 1280 (IPv6 needs that much) to 9000");
+    }
+    let advertise_routes = if overrides.advertise_routes.is_empty() {
+        file.advertise_routes.into_iter().map(AdvertisedRoute::from).collect()
+    } else {
+        overrides.advertise_routes.iter().map(|&cidr| advertised(cidr)).collect()
+    };
+    if file.gateway_mode.enabled == Some(true) {
+        let lan = file.gateway_mode.lan_interface.as_deref().unwrap_or("eth0");
+        bail!(
+            "gateway_mode.enabled is true, but this version does not set up forwarding and SNAT by itself. Set it to false and run:\n  \
+             sysctl -w net.ipv4.ip_forward=1\n  nft add table ip edgelink\n  \
+             nft 'add chain ip edgelink snat {{ type nat hook postrouting priority srcnat; }}'\n  \
+             nft add rule ip edgelink snat oifname {lan} masquerade"
+        );
+    }
+    if file.p2p.enabled == Some(true) {
+        tracing::info!("p2p.enabled is true, but this version has no direct paths yet: packets go by relays");
+    }
+    if file.relay.connect_all == Some(false) {
+        bail!(
+            "relay.connect_all is false, but a node of this version always connects to every relay: remove the key"
+        );
+    }
+    Ok(Settings {
+        controller,
+        hostname: overrides.hostname.clone().or(file.hostname).unwrap_or_else(system_hostname),
+        key_file,
+        state_dir,
+        networks: if overrides.networks.is_empty() { file.networks } else { overrides.networks.clone() },
+        enrolment_key: overrides.enrolment_key.clone().or(file.enrolment_key).map(Secret),
+        interface,
+        mtu,
+        advertise_routes,
+        accept_routes: overrides.accept_routes.or(file.accept_routes).unwrap_or(true),
+        latency_report: file.relay.latency_report_interval_seconds.map(Duration::from_secs),
+        log_level: overrides.log.clone().or(file.log.level).unwrap_or_else(|| "info".to_owned()),
+        log_format: overrides.log_format.or(file.log.format).unwrap_or_default(),
+    })
+}
+
+fn merge_controller(overrides: &Overrides, file: file::ControllerEntry) -> anyhow::Result<Controller> {
+    let url = overrides.controller.clone().or(file.url).with_context(|| {
+        let files = default_files().iter().map(|path| format!("\n  {}", path.display())).collect::<String>();
+        format!(
+            "no controller given. Say where it is with --controller wss://controller.example/ws/control, with EDGELINK_CONTROLLER, or with \
+             the key \"controller\" in one of:{files}"
+        )
+    })?;
+    let tls_pin = overrides.tls_pin.clone().or(file.tls_pin);
+    Ok(Controller {
+        url: url.parse().with_context(|| format!("controller url {url:?}"))?,
+        ca_file: overrides.ca_file.clone().or(file.ca_file).map(|path| expand(&path)),
+        tls_pin: tls_pin
+            .map(|pin| parse_pin(&pin).with_context(|| format!("tls_pin {pin:?}")))
+            .transpose()?,
+    })
+}
+
+/// `sha256:` and 64 hex digits, colons between bytes allowed.
+fn parse_pin(text: &str) -> anyhow::Result<[u8; 32]> {
+    let advice = "expected \"sha256:\" and 64 hex digits, the SHA-256 of the certificate's DER. \
+                  openssl x509 -in cert.pem -outform der | sha256sum shows it";
+    let digits: Vec<u8> =
+        text.strip_prefix("sha256:").unwrap_or(text).bytes().filter(|&byte| byte != b':').collect();
+    let mut pin = [0; 32];
+    if digits.len() != 64 {
+        bail!("{advice}");
+    }
+    for (byte, pair) in pin.iter_mut().zip(digits.chunks_exact(2)) {
+        let pair = std::str::from_utf8(pair).context(advice)?;
+        *byte = u8::from_str_radix(pair, 16).context(advice)?;
+    }
+    Ok(pin)
+}
+
+/// What the kernel takes as a name.
+fn check_interface(name: &str) -> anyhow::Result<()> {
+    let fine = (1..=15).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':' && byte != b'%')
+        && name != "."
+        && name != "..";
+    if fine {
+        Ok(())
+    } else {
+        bail!(
+            "{name:?} is no interface name: expected 1 to 15 letters, digits, '-', '_' or '.', for example edge0"
+        )
+    }
+}
+
+fn advertised(cidr: IpNet) -> AdvertisedRoute {
+    AdvertisedRoute { cidr: cidr.trunc(), priority: 100, weight: 100 }
+}
+
+fn system_hostname() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    if name.is_empty() || name == "(none)" { "node".to_owned() } else { name }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn overrides() -> Overrides {
+        Overrides { controller: Some("wss://controller.example".to_owned()), ..Overrides::default() }
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let file = file::parse(
+            Path::new("node.toml"),
+            "hostname = \"from-file\"\naccept_routes = false\n[tun]\nname = \"mesh1\"\nmtu = 1380\n",
+        )
+        .unwrap();
+        let flags = Overrides { hostname: Some("from-flag".to_owned()), ..overrides() };
+        let settings = merge(&flags, file).unwrap();
+        assert_eq!(settings.hostname, "from-flag");
+        assert_eq!(settings.interface, "mesh1");
+        assert_eq!(settings.mtu, Some(1380));
+        assert!(!settings.accept_routes);
+        assert_eq!(settings.log_level, "info");
+        assert_eq!(settings.controller.url.path(), "/ws/control");
+    }
+
+    #[test]
+    fn a_missing_controller_says_where_to_put_it() {
+        let error = merge(&Overrides::default(), ConfigFile::default()).unwrap_err().to_string();
+        assert!(error.contains("--controller") && error.contains("/etc/edgelink/node.toml"), "{error}");
+    }
+
+    #[test]
+    fn pins_are_read_with_and_without_colons_and_refused_otherwise() {
+        let hex = "ab".repeat(32);
+        assert_eq!(parse_pin(&format!("sha256:{hex}")).unwrap(), [0xab; 32]);
+        assert_eq!(parse_pin(&["ab"; 32].join(":")).unwrap(), [0xab; 32]);
+        assert!(parse_pin("sha256:abcd").unwrap_err().to_string().contains("64 hex digits"));
+        assert!(parse_pin(&"+f".repeat(32)).is_err() || parse_pin(&"zz".repeat(32)).is_err());
+    }
+
+    #[test]
+    fn names_that_the_kernel_refuses_are_refused_here() {
+        for name in ["", "a-name-of-sixteen", "a/b", "..", "a b", "é"] {
+            assert!(check_interface(name).is_err(), "{name:?}");
+        }
+        assert!(check_interface("edge0.1_x-y").is_ok());
+    }
+
+    #[test]
+    fn secrets_stay_out_of_debug_output() {
+        let flags = Overrides { enrolment_key: Some("hush".to_owned()), ..overrides() };
+        let settings = merge(&flags, ConfigFile::default()).unwrap();
+        assert!(!format!("{settings:?}").contains("hush"));
+    }
+}

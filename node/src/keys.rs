@@ -1,0 +1,332 @@
+//! The key file: the machine_key's seed and the current node_key, as JSON that only its owner may read (`docs/protocol.md` §2.1).
+//!
+//! Made at the first start with `O_EXCL` and mode 0600; refused when others may read it; rewritten whole (temporary file, fsync, rename) when the
+//! node_key is rotated. Texts that hold secrets are zeroed when they go.
+
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use meshdp::proto::crypto::keys::{MachineKey, NodeKey};
+use meshdp::proto::wire::control::{Base64, node::SignedNodeKey};
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+/// No key file is longer.
+const MAX_BYTES: u64 = 4096;
+
+/// Seconds that a rotated node_key goes on answering (`docs/protocol.md` §2.1).
+const KEEP_PREVIOUS: u64 = 300;
+
+/// The keys of this machine.
+#[derive(Debug)]
+pub(crate) struct Keys {
+    path: PathBuf,
+    machine: MachineKey,
+    node: NodeKey,
+    created: u64,
+    previous: Option<(NodeKey, u64)>,
+}
+
+/// As it stands in the file. All values are base64 of 32 bytes.
+#[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+#[serde(deny_unknown_fields)]
+struct KeyFile {
+    machine_key: String,
+    node_key: NodeKeyEntry,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    previous_node_key: Option<PreviousEntry>,
+}
+
+#[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+#[serde(deny_unknown_fields)]
+struct NodeKeyEntry {
+    private: String,
+    /// Unix seconds.
+    created: u64,
+}
+
+/// Peers that have not heard of the rotation yet still use it.
+#[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+#[serde(deny_unknown_fields)]
+struct PreviousEntry {
+    private: String,
+    /// Unix seconds.
+    until: u64,
+}
+
+impl Keys {
+    /// Reads the key file, or makes one when there is none. `now` in unix seconds.
+    pub(crate) fn load_or_create(path: &Path, now: u64) -> anyhow::Result<Self> {
+        match File::open(path) {
+            Ok(file) => Self::read(path, file),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let keys = Self::create(path, now)?;
+                tracing::info!(file = %path.display(), machine_key = %keys.machine.public(), "made this machine's keys");
+                Ok(keys)
+            }
+            Err(error) => Err(error).with_context(|| format!("cannot open the key file {}", path.display())),
+        }
+    }
+
+    /// Reads the key file.
+    pub(crate) fn load(path: &Path) -> anyhow::Result<Self> {
+        let file = File::open(path).with_context(|| {
+            format!("cannot open the key file {}. `edgelink up` makes it at the first start, `edgelink keys --new` at once", path.display())
+        })?;
+        Self::read(path, file)
+    }
+
+    /// Makes new keys in a file that must not exist yet.
+    pub(crate) fn create(path: &Path, now: u64) -> anyhow::Result<Self> {
+        if let Some(folder) = path.parent() {
+            create_private_dir(folder)?;
+        }
+        let (machine, node) = (random_secret(), random_secret());
+        let keys = Self {
+            path: path.to_path_buf(),
+            machine: MachineKey::from_seed(&machine)?,
+            node: NodeKey::from_private(*node)?,
+            created: now,
+            previous: None,
+        };
+        let mut file =
+            private_file(path).with_context(|| format!("cannot make the key file {}", path.display()))?;
+        file.write_all(keys.to_text()?.as_bytes())
+            .and_then(|()| file.sync_all())
+            .with_context(|| format!("cannot write the key file {}", path.display()))?;
+        Ok(keys)
+    }
+
+    fn read(path: &Path, file: File) -> anyhow::Result<Self> {
+        let meta = file.metadata()?;
+        if meta.mode() & 0o077 != 0 {
+            bail!(
+                "the key file {path} can be read by others (mode {mode:04o}): whoever has it is this machine. If nobody else was here: \
+                 chmod 600 {path}. Otherwise remove it and ask your operator to remove the node; a new start makes new keys",
+                path = path.display(),
+                mode = meta.mode() & 0o7777,
+            );
+        }
+        let mut text = Zeroizing::new(String::with_capacity(MAX_BYTES as usize));
+        file.take(MAX_BYTES).read_to_string(&mut text)?;
+        let entry: KeyFile = serde_json::from_str(&text).map_err(|error| {
+            // The parser's words may quote what it found; a secret could be in them.
+            anyhow::anyhow!(
+                "{}:{}:{}: this is no key file. Restore it from a backup, or remove it: a new start makes new keys, and the operator has to \
+                 authorise this machine again",
+                path.display(), error.line(), error.column()
+            )
+        })?;
+        let secret = |text: &str, what: &str| {
+            Base64::<32>::from_text(text)
+                .map(|bytes| Zeroizing::new(bytes.0))
+                .map_err(|_| anyhow::anyhow!("{}: {what} is not base64 of 32 bytes", path.display()))
+        };
+        Ok(Self {
+            path: path.to_path_buf(),
+            machine: MachineKey::from_seed(&*secret(&entry.machine_key, "machine_key")?)?,
+            node: NodeKey::from_private(*secret(&entry.node_key.private, "node_key.private")?)?,
+            created: entry.node_key.created,
+            previous: match &entry.previous_node_key {
+                Some(previous) => Some((
+                    NodeKey::from_private(*secret(&previous.private, "previous_node_key.private")?)?,
+                    previous.until,
+                )),
+                None => None,
+            },
+        })
+    }
+
+    /// Replaces the node_key, in the file first. The old one stays usable by whoever holds a clone of it.
+    pub(crate) fn rotate(&mut self, now: u64) -> anyhow::Result<()> {
+        let fresh = NodeKey::from_private(*random_secret())?;
+        let before = (self.node.clone(), self.created, self.previous.take());
+        self.previous = Some((std::mem::replace(&mut self.node, fresh), now + KEEP_PREVIOUS));
+        self.created = now;
+        let written = self.to_text().and_then(|text| write_private(&self.path, text.as_bytes()));
+        if written.is_err() {
+            // A key that would be gone after a restart is not announced.
+            (self.node, self.created, self.previous) = before;
+        }
+        written.with_context(|| format!("cannot rewrite the key file {}", self.path.display()))
+    }
+
+    fn to_text(&self) -> anyhow::Result<Zeroizing<String>> {
+        let entry = KeyFile {
+            machine_key: Base64(*self.machine.seed()).to_string(),
+            node_key: NodeKeyEntry {
+                private: Base64(*self.node.private()).to_string(),
+                created: self.created,
+            },
+            previous_node_key: self.previous.as_ref().map(|(key, until)| PreviousEntry {
+                private: Base64(*key.private()).to_string(),
+                until: *until,
+            }),
+        };
+        // Room for all of it: growing would leave copies behind.
+        let mut text = Zeroizing::new(Vec::with_capacity(MAX_BYTES as usize));
+        serde_json::to_writer_pretty(&mut *text, &entry)?;
+        text.push(b'\n');
+        Ok(Zeroizing::new(String::from_utf8(std::mem::take(&mut *text))?))
+    }
+
+    /// The identity.
+    pub(crate) const fn machine(&self) -> &MachineKey {
+        &self.machine
+    }
+
+    /// The current session key.
+    pub(crate) const fn node(&self) -> &NodeKey {
+        &self.node
+    }
+
+    /// When the current node_key was made, unix seconds.
+    pub(crate) const fn created(&self) -> u64 {
+        self.created
+    }
+
+    /// The node_key before the last rotation, and until when (unix seconds) it answers.
+    pub(crate) fn previous(&self) -> Option<(NodeKey, u64)> {
+        self.previous.clone()
+    }
+
+    /// The current node_key as it is published.
+    pub(crate) fn signed_node_key(&self) -> SignedNodeKey {
+        self.machine.sign_node_key(self.node.public(), self.created)
+    }
+}
+
+/// 32 bytes from the system's generator.
+pub(crate) fn random_secret() -> Zeroizing<[u8; 32]> {
+    let mut bytes = Zeroizing::new([0; 32]);
+    aws_lc_rs::rand::fill(bytes.as_mut_slice()).expect("the system's random generator works");
+    bytes
+}
+
+/// Makes `folder` (and what is above it) for its owner alone.
+pub(crate) fn create_private_dir(folder: &Path) -> anyhow::Result<()> {
+    if folder.as_os_str().is_empty() || folder.is_dir() {
+        return Ok(());
+    }
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).with_context(|| {
+        format!(
+            "cannot make the folder {}. Run as root, or choose another with --state-dir",
+            folder.display()
+        )
+    })
+}
+
+fn private_file(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Replaces `path` at once by a file with `bytes` that only its owner may read.
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let mut name = path.file_name().context("a file needs a name")?.to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let temporary = path.with_file_name(name);
+    let write = || -> std::io::Result<()> {
+        // Left over by a process with our id that died half-way.
+        match std::fs::remove_file(&temporary) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = private_file(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)
+    };
+    let written = write();
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    Ok(written?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use meshdp::proto::crypto::keys::verify_node_key;
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().mode() & 0o7777
+    }
+
+    #[test]
+    fn the_first_start_makes_a_private_file_and_the_second_reads_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep/er/keys.json");
+        let made = Keys::load_or_create(&path, 1_770_000_000).unwrap();
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!(mode(path.parent().unwrap()), 0o700);
+        let read = Keys::load_or_create(&path, 1_780_000_000).unwrap();
+        assert_eq!(read.machine().public(), made.machine().public());
+        assert_eq!(read.node().public(), made.node().public());
+        assert_eq!(read.created(), 1_770_000_000);
+        assert_eq!(verify_node_key(&read.machine().public(), &read.signed_node_key()), Ok(()));
+        assert!(Keys::create(&path, 0).is_err(), "an existing file is never overwritten");
+    }
+
+    #[test]
+    fn a_file_that_others_can_read_is_refused_with_advice() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.json");
+        Keys::create(&path, 1).unwrap();
+        for loose in [0o640, 0o604, 0o644, 0o660] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(loose)).unwrap();
+            let error = Keys::load_or_create(&path, 1).unwrap_err().to_string();
+            assert!(error.contains("chmod 600") && error.contains(&format!("{loose:04o}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_broken_file_is_refused_without_quoting_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.json");
+        for text in [
+            "",
+            "{",
+            "{\"machine_key\": \"c2VjcmV0\", \"node_key\": {\"private\": \"c2VjcmV0\", \"created\": 1}}",
+            "{\"c2VjcmV0\": 1}",
+        ] {
+            write_private(&path, text.as_bytes()).unwrap();
+            let error = format!("{:#}", Keys::load_or_create(&path, 1).unwrap_err());
+            assert!(error.contains("keys.json") && !error.contains("c2VjcmV0"), "{error}");
+        }
+    }
+
+    #[test]
+    fn rotation_replaces_the_node_key_in_file_and_memory_and_keeps_the_machine_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.json");
+        let mut keys = Keys::create(&path, 1).unwrap();
+        let (machine, old) = (keys.machine().public(), keys.node().public());
+        keys.rotate(2).unwrap();
+        assert_ne!(keys.node().public(), old);
+        let read = Keys::load(&path).unwrap();
+        assert_eq!(
+            (read.machine().public(), read.node().public(), read.created()),
+            (machine, keys.node().public(), 2)
+        );
+        assert_eq!(read.previous().map(|(key, until)| (key.public(), until)), Some((old, 302)));
+        assert_eq!(mode(&path), 0o600);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn a_rotation_that_cannot_be_stored_does_not_happen() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gone/keys.json");
+        let mut keys = Keys::create(&path, 1).unwrap();
+        std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
+        let before = keys.node().public();
+        assert!(keys.rotate(2).is_err());
+        assert_eq!((keys.node().public(), keys.created()), (before, 1));
+    }
+}

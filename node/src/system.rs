@@ -1,0 +1,309 @@
+//! What the kernel has to know about the interface: addresses, MTU, up, and the routes that lead into it.
+//!
+//! Everything is done over rtnetlink in the current network namespace, which needs CAP_NET_ADMIN and nothing else. Only what this process added is ever
+//! removed: routes and addresses of others stay, and what belongs to the interface goes with it when the device is closed, `kill -9` included. Routes to
+//! subnets get a high metric, so that a machine that is itself on such a subnet goes on using its own wire.
+
+use std::collections::BTreeSet;
+#[cfg(test)]
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use futures_util::TryStreamExt as _;
+use ipnet::IpNet;
+use rtnetlink::packet_route::route::RouteProtocol;
+use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+
+/// Behind the kernel's own routes (0 for IPv4, 256 for IPv6) and those of DHCP clients and network managers (100 to 1024).
+const ROUTE_METRIC: u32 = 2048;
+/// Marks our routes in `ip route` (an unassigned number; see /etc/iproute2/rt_protos).
+const ROUTE_PROTOCOL: RouteProtocol = RouteProtocol::Other(0xE1);
+/// Of the interface, packets: bursts wait in the kernel while a relay's socket is full.
+const TX_QUEUE: u32 = 1000;
+
+/// The interface as the kernel sees it.
+pub(crate) struct System {
+    netlink: Handle,
+    index: u32,
+    name: String,
+    addresses: BTreeSet<IpNet>,
+    routes: BTreeSet<IpNet>,
+}
+
+impl System {
+    /// Finds the interface `name`. In a tokio runtime.
+    pub(crate) async fn open(name: &str) -> anyhow::Result<Self> {
+        let (connection, netlink, _) =
+            rtnetlink::new_connection().context("cannot talk to the kernel over netlink")?;
+        tokio::spawn(connection);
+        let link = netlink.link().get().match_name(name).execute().try_next().await;
+        let Ok(Some(link)) = link else { bail!("the interface {name} is not there") };
+        Ok(Self {
+            netlink,
+            index: link.header.index,
+            name: name.to_owned(),
+            addresses: BTreeSet::new(),
+            routes: BTreeSet::new(),
+        })
+    }
+
+    /// Sets the MTU and brings the interface up.
+    pub(crate) async fn bring_up(&self, mtu: u16) -> anyhow::Result<()> {
+        self.silence_link_local();
+        let message =
+            LinkUnspec::new_with_index(self.index).mtu(u32::from(mtu)).txqueuelen(TX_QUEUE).up().build();
+        self.netlink
+            .link()
+            .set(message)
+            .execute()
+            .await
+            .with_context(|| format!("cannot bring up {} with MTU {mtu}", self.name))
+    }
+
+    /// Changes the MTU.
+    pub(crate) async fn set_mtu(&self, mtu: u16) -> anyhow::Result<()> {
+        let message = LinkUnspec::new_with_index(self.index).mtu(u32::from(mtu)).build();
+        self.netlink
+            .link()
+            .set(message)
+            .execute()
+            .await
+            .with_context(|| format!("cannot set the MTU of {} to {mtu}", self.name))
+    }
+
+    /// Without it the kernel would send router solicitations and multicast reports into the mesh from an address that nobody there knows.
+    fn silence_link_local(&self) {
+        let path = format!("/proc/sys/net/ipv6/conf/{}/addr_gen_mode", self.name);
+        if let Err(error) = std::fs::write(&path, "1") {
+            tracing::debug!(%path, %error, "the interface keeps its link-local address");
+        }
+    }
+
+    /// Makes `wanted` the addresses that we have put there. Says what did not work and goes on.
+    pub(crate) async fn set_addresses(&mut self, wanted: BTreeSet<IpNet>) -> Vec<anyhow::Error> {
+        let mut errors = Vec::new();
+        for address in self.addresses.difference(&wanted).copied().collect::<Vec<_>>() {
+            match self.remove_address(address).await {
+                Ok(()) => tracing::info!(%address, interface = %self.name, "removed address"),
+                Err(error) => errors.push(error),
+            }
+            self.addresses.remove(&address);
+        }
+        for address in wanted.difference(&self.addresses).copied().collect::<Vec<_>>() {
+            let added =
+                self.netlink.address().add(self.index, address.addr(), address.prefix_len()).execute().await;
+            match added {
+                Ok(()) => {
+                    tracing::info!(%address, interface = %self.name, "added address");
+                    self.addresses.insert(address);
+                }
+                Err(error) => {
+                    let hint = if address.addr().is_ipv6() {
+                        " (is IPv6 switched off? sysctl net.ipv6.conf.all.disable_ipv6)"
+                    } else {
+                        ""
+                    };
+                    errors.push(anyhow::anyhow!("cannot add {address} to {}: {error}{hint}", self.name));
+                }
+            }
+        }
+        errors
+    }
+
+    async fn remove_address(&self, address: IpNet) -> anyhow::Result<()> {
+        let mut found = self
+            .netlink
+            .address()
+            .get()
+            .set_link_index_filter(self.index)
+            .set_address_filter(address.addr())
+            .execute();
+        while let Some(message) = found.try_next().await? {
+            if message.header.prefix_len == address.prefix_len() {
+                self.netlink
+                    .address()
+                    .del(message)
+                    .execute()
+                    .await
+                    .with_context(|| format!("cannot remove {address} from {}", self.name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes `wanted` the subnets that we route into the interface. Says what did not work and goes on.
+    pub(crate) async fn set_routes(&mut self, wanted: BTreeSet<IpNet>) -> Vec<anyhow::Error> {
+        let mut errors = Vec::new();
+        for route in self.routes.difference(&wanted).copied().collect::<Vec<_>>() {
+            match self.netlink.route().del(self.route(route)).execute().await {
+                Ok(()) => tracing::info!(%route, interface = %self.name, "removed route"),
+                Err(error) => errors.push(anyhow::anyhow!("cannot remove the route to {route}: {error}")),
+            }
+            self.routes.remove(&route);
+        }
+        for route in wanted.difference(&self.routes).copied().collect::<Vec<_>>() {
+            if route.prefix_len() == 0 {
+                errors.push(anyhow::anyhow!(
+                    "a peer offers {route} (all traffic): this version does not use exit nodes; not added"
+                ));
+                continue;
+            }
+            match self.netlink.route().add(self.route(route)).execute().await {
+                Ok(()) => {
+                    tracing::info!(%route, interface = %self.name, "added route");
+                    self.routes.insert(route);
+                }
+                Err(error) => errors.push(anyhow::anyhow!("cannot add the route to {route}: {error}")),
+            }
+        }
+        errors
+    }
+
+    fn route(&self, to: IpNet) -> rtnetlink::packet_route::route::RouteMessage {
+        match to.trunc() {
+            IpNet::V4(to) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
+                .destination_prefix(to.addr(), to.prefix_len())
+                .output_interface(self.index)
+                .priority(ROUTE_METRIC)
+                .protocol(ROUTE_PROTOCOL)
+                .scope(rtnetlink::packet_route::route::RouteScope::Link)
+                .build(),
+            IpNet::V6(to) => RouteMessageBuilder::<std::net::Ipv6Addr>::new()
+                .destination_prefix(to.addr(), to.prefix_len())
+                .output_interface(self.index)
+                .priority(ROUTE_METRIC)
+                .protocol(ROUTE_PROTOCOL)
+                .build(),
+        }
+    }
+
+    /// Waits until the interface is gone, which the kernel may do a moment after its descriptor is closed. `false`: it still is there.
+    pub(crate) async fn wait_gone(&self, limit: Duration) -> bool {
+        let gone = async {
+            while let Ok(Some(_)) =
+                self.netlink.link().get().match_index(self.index).execute().try_next().await
+            {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(limit, gone).await.is_ok()
+    }
+
+    /// The subnets routed into the interface.
+    pub(crate) fn routes(&self) -> &BTreeSet<IpNet> {
+        &self.routes
+    }
+
+    /// Whether `address` is one that we have put there.
+    #[cfg(test)]
+    pub(crate) fn has_address(&self, address: IpAddr) -> bool {
+        self.addresses.iter().any(|net| net.addr() == address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use meshdp::tun::linux::Device;
+
+    use super::*;
+
+    /// Runs the ignored test `name` alone in namespaces of its own, where those are permitted.
+    fn in_namespace(name: &str) {
+        let me = std::env::current_exe().unwrap();
+        let run = Command::new("unshare")
+            .args(["-Urn", "--"])
+            .arg(me)
+            .args([name, "--exact", "--ignored", "--nocapture"])
+            .output();
+        match run {
+            Ok(output) if output.status.success() => {
+                let text = String::from_utf8_lossy(&output.stdout);
+                assert!(text.contains("1 passed") || text.contains("SKIPPED"), "{text}");
+                if let Some(line) = text.lines().find(|line| line.contains("SKIPPED")) {
+                    println!("{line}");
+                }
+            }
+            Ok(output) if String::from_utf8_lossy(&output.stderr).starts_with("unshare:") => {
+                println!(
+                    "SKIPPED {name}: no user namespaces here: {}",
+                    String::from_utf8_lossy(&output.stderr).trim()
+                );
+            }
+            Ok(output) => panic!(
+                "{}\n{}",
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            ),
+            Err(error) => println!("SKIPPED {name}: cannot run unshare: {error}"),
+        }
+    }
+
+    fn ip(args: &str) -> String {
+        let output = Command::new("ip").args(args.split(' ')).output().unwrap();
+        assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn nets(texts: &[&str]) -> BTreeSet<IpNet> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn addresses_and_routes_come_and_go_with_the_device() {
+        in_namespace("system::tests::inside_addresses_and_routes");
+    }
+
+    #[test]
+    #[ignore = "run by addresses_and_routes_come_and_go_with_the_device in a namespace"]
+    fn inside_addresses_and_routes() {
+        let device = match Device::open("edgetest0") {
+            Ok(device) => device,
+            Err(error) => return println!("SKIPPED inside_addresses_and_routes: {error}"),
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut system = System::open("edgetest0").await.unwrap();
+            system.bring_up(1380).await.unwrap();
+            let errors = system.set_addresses(nets(&["10.9.1.5/24", "10.9.2.5/24", "fd12:1::5/64"])).await;
+            assert!(errors.is_empty(), "{errors:?}");
+            let errors = system.set_routes(nets(&["192.168.77.0/24", "fd12:77::/48", "0.0.0.0/0"])).await;
+            assert_eq!(errors.len(), 1, "{errors:?}");
+            let shown = ip("addr show dev edgetest0");
+            assert!(
+                shown.contains("mtu 1380") && shown.contains("UP") && shown.contains("10.9.1.5/24"),
+                "{shown}"
+            );
+            assert!(shown.contains("fd12:1::5/64") && !shown.contains("fe80::"), "{shown}");
+            assert!(system.has_address("fd12:1::5".parse().unwrap()));
+            assert!(
+                ip("route").contains("192.168.77.0/24 dev edgetest0") && ip("route").contains("metric 2048"),
+                "{}",
+                ip("route")
+            );
+            assert!(ip("-6 route").contains("fd12:77::/48 dev edgetest0"), "{}", ip("-6 route"));
+
+            // What somebody else put there stays.
+            ip("addr add 10.9.3.5/24 dev edgetest0");
+            ip("route add 192.168.78.0/24 dev edgetest0");
+            assert!(system.set_addresses(nets(&["10.9.2.5/24"])).await.is_empty());
+            assert!(system.set_routes(nets(&[])).await.is_empty());
+            let shown = ip("addr show dev edgetest0");
+            assert!(
+                !shown.contains("10.9.1.5") && !shown.contains("fd12:1::5") && shown.contains("10.9.2.5"),
+                "{shown}"
+            );
+            assert!(shown.contains("10.9.3.5") && ip("route").contains("192.168.78.0/24"), "{shown}");
+            assert!(!ip("route").contains("192.168.77.0"));
+            system.set_mtu(1300).await.unwrap();
+            assert!(ip("link show dev edgetest0").contains("mtu 1300"));
+
+            drop(device);
+            assert!(system.wait_gone(Duration::from_secs(3)).await);
+            assert!(System::open("edgetest0").await.is_err(), "the interface goes with the device");
+            assert!(!ip("route").contains("edgetest0"));
+        });
+    }
+}
