@@ -11,6 +11,8 @@ pub mod node;
 pub mod outbox;
 mod slab;
 pub mod socket;
+#[cfg(test)]
+mod tests;
 pub mod tls;
 pub mod uring;
 
