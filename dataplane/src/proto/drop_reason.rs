@@ -68,6 +68,10 @@ drop_reasons! {
     UnknownInner => "unknown_inner",
     /// The TUN device did not take it.
     TunFull => "tun_full",
+    /// The inner destination address is neither this machine's nor behind a route that it offers.
+    DestinationAddress => "destination_address",
+    /// Too many handshake messages from one peer.
+    HandshakeRate => "handshake_rate",
 }
 
 /// One counter per reason.

@@ -16,129 +16,308 @@
 //! From `docs/protocol.md` §2, §3.2, §3.3, §3.5 and §4.
 
 mod api;
+mod configure;
+mod connection;
+mod data;
+mod directory;
+mod own_key;
+mod peer;
+mod queue;
+mod relay_link;
+mod session_keeper;
+mod status;
+mod timer;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::SeedableRng;
+
+use self::connection::Connection;
+use self::directory::Directory;
+use self::own_key::OwnKeys;
+use self::timer::{Timer, Timers};
+use crate::proto::crypto::keys::{MachineKey, NodeKey};
+use crate::proto::crypto::suite::CipherOffer;
+use crate::proto::drop_reason::DropCounters;
+use crate::proto::id::{NetworkId, NodeId, RelayId, SessionIndex};
+use crate::proto::path::backoff::jitter;
+use crate::proto::path::choice::{Path, Usable};
+use crate::proto::routing::source::AllowedAddresses;
+use crate::proto::routing::table::PeerKey;
+use crate::proto::time::{Instant, Now};
+use crate::proto::wire::control::PublicKey;
+use crate::proto::wire::control::node::{
+    AdvertisedRoute, Config, End, LatencyReport, LatencySample, SignedNodeKey,
+};
+use crate::proto::wire::data::via_header;
 
 pub use api::{
     Checksum, EchoError, Event, MembershipStatus, NeedResync, NodeSettings, NodeStatus, Outgoing, PeerStatus,
     Received, RelayStatus, Untrusted,
 };
 
-use crate::proto::crypto::keys::NodeKey;
-use crate::proto::id::{NodeId, RelayId};
-use crate::proto::time::{Instant, Now};
-use crate::proto::wire::control::PublicKey;
-use crate::proto::wire::control::node::{Config, ConfigUpdate, SignedNodeKey};
+/// One output of [`Node::poll_transmit`] grows no further than this: it becomes one WebSocket message.
+const MAX_TRANSMIT: usize = 32 << 10;
+/// Peers hear of a new node_key from the controller; own handshakes wait this long for it, and are spread over as much again.
+const KEY_SPREAD: Duration = Duration::from_secs(2);
 
 /// See the [module](self).
 #[derive(Debug)]
 pub struct Node {
-    settings: NodeSettings,
+    machine: MachineKey,
+    keys: OwnKeys,
+    offer: CipherOffer,
+    version: String,
+    advertised: Vec<AdvertisedRoute>,
+    pins: BTreeMap<NodeId, PublicKey>,
+    rng: ChaCha20Rng,
+    config: Option<Config>,
+    memberships: BTreeMap<NodeId, Membership>,
+    directory: Directory,
+    relays: BTreeMap<RelayId, Connection>,
+    routes: Vec<IpNet>,
+    timers: Timers,
+    outbox: Outbox,
+    drops: DropCounters,
+    echoes: BTreeMap<u64, Echo>,
+    /// Timestamps of SESSION_INITs grow even when the clock does not.
+    last_timestamp: u64,
+    /// In all packet queues.
+    queued_bytes: usize,
+    /// Indices of sessions that were just dropped; empty between calls.
+    gone: Vec<SessionIndex>,
+    tokens_asked: Option<Instant>,
+}
+
+/// A network that this node is in.
+#[derive(Debug)]
+struct Membership {
+    name: String,
+    network: NetworkId,
+    network_name: String,
+    addresses: Vec<IpNet>,
+    token: String,
+    token_expires: u64,
+    /// Destinations that are let in.
+    accepts: AllowedAddresses,
+}
+
+/// What waits to be polled.
+#[derive(Debug, Default)]
+struct Outbox {
+    transmits: VecDeque<(RelayId, Vec<u8>)>,
+    events: VecDeque<Event>,
+}
+
+/// An echo whose answer has not come.
+#[derive(Clone, Copy, Debug)]
+struct Echo {
+    to: NodeId,
+    sent: Instant,
 }
 
 impl Node {
     /// A node without configuration: [`Node::apply_config`] is next, from disk or from the controller.
-    pub fn new(settings: NodeSettings, _now: Now) -> Self {
-        Self { settings }
-    }
-
-    /// Takes a whole configuration: from the controller, or at start from disk.
-    pub fn apply_config(&mut self, _config: Config, _now: Now) {}
-
-    /// Takes a delta.
-    ///
-    /// # Errors
-    /// [`NeedResync`] when it builds on another version than the node has; nothing is changed then.
-    pub fn apply_update(&mut self, update: ConfigUpdate, _now: Now) -> Result<(), NeedResync> {
-        Err(NeedResync { have: 0, base: update.base })
-    }
-
-    /// Version of the configuration; 0: none yet.
-    pub fn version(&self) -> u64 {
-        0
-    }
-
-    /// The configuration with all deltas merged, to be kept on disk; it holds tokens (file mode 0600).
-    pub fn config(&self) -> Option<&Config> {
-        None
-    }
-
-    /// Machine keys by node id, to be kept on disk: a peer that comes with another one later is refused.
-    pub fn pins(&self) -> impl Iterator<Item = (NodeId, PublicKey)> + '_ {
-        std::iter::empty()
-    }
-
-    /// Own node_key with its signature, for AUTH_REQUEST.
-    pub fn signed_node_key(&self) -> SignedNodeKey {
-        self.settings.machine.sign_node_key(self.settings.node_key.public(), self.settings.node_key_created)
-    }
-
-    /// The node_key before the last rotation and until when (unix seconds) it answers, to be kept on disk beside the current one.
-    pub fn previous_node_key(&self) -> Option<(&NodeKey, u64)> {
-        None
+    pub fn new(settings: NodeSettings, now: Now) -> Self {
+        let keys =
+            OwnKeys::new(settings.node_key, settings.node_key_created, settings.previous_node_key, now);
+        let mut timers = Timers::default();
+        if let Some(until) = keys.previous_until() {
+            timers.set(Timer::PreviousKey, until);
+        }
+        Self {
+            machine: settings.machine,
+            keys,
+            offer: CipherOffer::new(settings.aes),
+            version: settings.version,
+            advertised: settings.advertised,
+            pins: settings.pins.into_iter().collect(),
+            rng: ChaCha20Rng::from_seed(settings.seed),
+            config: None,
+            memberships: BTreeMap::new(),
+            directory: Directory::default(),
+            relays: BTreeMap::new(),
+            routes: Vec::new(),
+            timers,
+            outbox: Outbox::default(),
+            drops: DropCounters::default(),
+            echoes: BTreeMap::new(),
+            last_timestamp: 0,
+            queued_bytes: 0,
+            gone: Vec::new(),
+            tokens_asked: None,
+        }
     }
 
     /// Takes a new node_key; what comes back goes to the controller by NODE_UPDATE. Only of use while the controller is there: peers
     /// learn the key from it, and the old one is dropped after 5 minutes.
-    pub fn rotate_node_key(&mut self, key: NodeKey, created: u64, _now: Now) -> SignedNodeKey {
-        self.settings.machine.sign_node_key(key.public(), created)
-    }
-
-    /// The WebSocket to `relay` is open.
-    pub fn relay_connected(&mut self, _relay: RelayId, _now: Now) {}
-
-    /// The connection to `relay` closed, or dialling failed.
-    pub fn relay_closed(&mut self, _relay: RelayId, _now: Now) {}
-
-    /// One whole frame from `relay` (walk a WebSocket message with `wire::frame`); packets are opened in place.
-    pub fn handle_relay_frame<'a>(
-        &mut self,
-        _relay: RelayId,
-        _frame: &'a mut [u8],
-        _now: Now,
-    ) -> Received<'a> {
-        Received::Consumed
-    }
-
-    /// One IP packet from the TUN device. `buffer` is exactly `DATA_HEADROOM` bytes, the packet, `TAG_LEN` bytes.
-    pub fn handle_packet(&mut self, _buffer: &mut [u8], _checksum: Checksum, _now: Now) -> Outgoing {
-        Outgoing::Queued
+    pub fn rotate_node_key(&mut self, key: NodeKey, created: u64, now: Now) -> SignedNodeKey {
+        let until = self.keys.rotate(key, created, now);
+        self.timers.set(Timer::PreviousKey, until);
+        for key in self.directory.keys() {
+            let spread = KEY_SPREAD + jitter(&mut self.rng, KEY_SPREAD);
+            self.renew_session(key, now.instant + spread);
+        }
+        self.signed_node_key()
     }
 
     /// Does what is due. Calling it early is harmless.
-    pub fn handle_timeout(&mut self, _now: Now) {}
-
-    /// When [`Node::handle_timeout`] wants to be called, and for what.
-    pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        None
+    pub fn handle_timeout(&mut self, now: Now) {
+        self.relays_due(now);
+        while let Some(timer) = self.timers.pop(now.instant) {
+            match timer {
+                Timer::Peer(key) => self.peer_due(key, now),
+                Timer::Latency => self.report_latency(now),
+                Timer::PreviousKey => self.keys.expire(now.instant),
+                Timer::Tokens => self.need_tokens(now),
+            }
+        }
     }
 
     /// Appends one or more whole frames to `out`; they go to the relay that comes back.
-    pub fn poll_transmit(&mut self, _out: &mut Vec<u8>) -> Option<RelayId> {
-        None
+    pub fn poll_transmit(&mut self, out: &mut Vec<u8>) -> Option<RelayId> {
+        let (relay, first) = self.outbox.transmits.pop_front()?;
+        out.extend_from_slice(&first);
+        while let Some((_, more)) = self
+            .outbox
+            .transmits
+            .pop_front_if(|(to, more)| *to == relay && out.len() + more.len() <= MAX_TRANSMIT)
+        {
+            out.extend_from_slice(&more);
+        }
+        Some(relay)
     }
 
     /// What the shell has to do or may want to know.
     pub fn poll_event(&mut self) -> Option<Event> {
-        None
+        self.outbox.events.pop_front()
     }
 
-    /// Asks a peer for an answer of `size` bytes; it comes as [`Event::EchoReply`] with `id`.
-    ///
-    /// # Errors
-    /// See [`EchoError`].
-    pub fn echo(&mut self, _to: NodeId, _id: u64, _size: usize, _now: Now) -> Result<(), EchoError> {
-        Err(EchoError::UnknownPeer)
+    /// When [`Node::handle_timeout`] wants to be called, and for what.
+    pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        let timer = self.timers.next().map(|(at, timer)| (at, timer.name()));
+        let relay = self.relays.values().map(|connection| (connection.next(), "relay")).min();
+        [timer, relay].into_iter().flatten().min()
     }
 
-    /// A picture for people.
-    pub fn status(&self, _now: Instant) -> NodeStatus {
-        NodeStatus {
-            config_version: 0,
-            machine_key: self.settings.machine.public(),
-            mtu: 1400,
-            memberships: Vec::new(),
-            peers: Vec::new(),
-            relays: Vec::new(),
-            drops: std::collections::BTreeMap::new(),
+    /// Version of the configuration; 0: none yet.
+    pub fn version(&self) -> u64 {
+        self.config.as_ref().map_or(0, |config| config.version)
+    }
+
+    /// The configuration with all deltas merged, to be kept on disk; it holds tokens (file mode 0600).
+    pub fn config(&self) -> Option<&Config> {
+        self.config.as_ref()
+    }
+
+    /// Machine keys by node id, to be kept on disk: a peer that comes with another one later is refused.
+    pub fn pins(&self) -> impl Iterator<Item = (NodeId, PublicKey)> + '_ {
+        self.pins.iter().map(|(id, key)| (*id, *key))
+    }
+
+    /// Own node_key with its signature, for AUTH_REQUEST.
+    pub fn signed_node_key(&self) -> SignedNodeKey {
+        self.machine.sign_node_key(self.keys.current().public(), self.keys.created())
+    }
+
+    /// Own identity, to sign the controller's challenge with.
+    pub const fn machine_key(&self) -> &MachineKey {
+        &self.machine
+    }
+
+    /// The node_key before the last rotation and until when (unix seconds) it answers, to be kept on disk beside the current one.
+    pub fn previous_node_key(&self) -> Option<(&NodeKey, u64)> {
+        self.keys.previous()
+    }
+
+    /// Counts of what was dropped.
+    pub const fn drops(&self) -> &DropCounters {
+        &self.drops
+    }
+
+    /// Chooses the path of every peer anew: a relay came, went, or was measured.
+    fn refresh_paths(&mut self, now: Instant) {
+        for key in self.directory.keys() {
+            self.refresh_path(key, now);
         }
+    }
+
+    /// Chooses the path of one peer anew.
+    fn refresh_path(&mut self, key: PeerKey, now: Instant) {
+        let Some(peer) = self.directory.get_mut(key) else { return };
+        let ready = || self.relays.iter().filter(|(_, connection)| connection.is_ready_for(peer.own));
+        let usable = |avoided: bool, draining: bool| -> Vec<Usable> {
+            ready()
+                .filter_map(|(id, connection)| {
+                    let open = connection.opened()?;
+                    let fits = (avoided || !peer.avoids(*id, now)) && (draining || !open.draining);
+                    let rtt = open.liveness.rtt().value();
+                    fits.then(|| Usable { relay: *id, rtt, common: peer.relays.contains(id) })
+                })
+                .collect()
+        };
+        // What is avoided or going away is still better than nothing.
+        let usable = [(false, false), (false, true), (true, true)]
+            .into_iter()
+            .map(|(avoided, draining)| usable(avoided, draining))
+            .find(|usable| !usable.is_empty())
+            .unwrap_or_default();
+        let advice = peer.advice;
+        if !peer.path.update(&usable, advice, now) {
+            return;
+        }
+        if let Some(pending) = &mut peer.pending {
+            // What went over the old path may be lost.
+            pending.next = now;
+            self.timers.set(Timer::Peer(key), now);
+            peer.armed = Some(now);
+        }
+        if peer.pending.is_some() || peer.sessions.current().is_some() {
+            let path = peer.path.path().map(Path::to_list).unwrap_or_default();
+            self.outbox.events.push_back(Event::PathChanged { peer: peer.id, path });
+        }
+    }
+
+    fn report_latency(&mut self, now: Now) {
+        let Some(config) = &self.config else { return };
+        let interval = Duration::from_secs(config.settings.latency_report_s.max(1));
+        self.timers.set(Timer::Latency, now.instant + interval);
+        for own in self.memberships.keys() {
+            let samples: Vec<_> = self
+                .relays
+                .iter()
+                .filter(|(_, connection)| connection.is_ready_for(*own))
+                .filter_map(|(id, connection)| {
+                    let rtt_ms = connection.opened()?.liveness.rtt().millis()?;
+                    Some(LatencySample { to: End::Relay(*id), rtt_ms })
+                })
+                .collect();
+            if !samples.is_empty() {
+                let report = LatencyReport { from: End::Node(*own), samples };
+                self.outbox.events.push_back(Event::LatencyReport(report));
+            }
+        }
+    }
+}
+
+impl Outbox {
+    /// Queues a frame for a path, wrapped in VIA where the path asks for it.
+    fn send(&mut self, relays: &mut BTreeMap<RelayId, Connection>, path: Path, frame: Vec<u8>, now: Instant) {
+        if let Some(connection) = relays.get_mut(&path.relay) {
+            connection.note_sent(now);
+        }
+        let Some(via) = path.via else {
+            self.transmits.push_back((path.relay, frame));
+            return;
+        };
+        // A frame so long that it does not fit a VIA goes without: the relay forwards it over the mesh by itself.
+        let wrapped = match via_header(via, frame.len()) {
+            Ok(header) => [header.as_slice(), &frame].concat(),
+            Err(_) => frame,
+        };
+        self.transmits.push_back((path.relay, wrapped));
     }
 }

@@ -29,6 +29,11 @@ impl AllowedAddresses {
         self.hosts.contains(&address) || self.within_nets(address)
     }
 
+    /// Whether `address` is one of the host addresses.
+    pub fn has_host(&self, address: IpAddr) -> bool {
+        self.hosts.contains(&address)
+    }
+
     /// The aggregated subnets are sorted and disjoint: only the last one that begins at or before the address can hold it.
     fn within_nets(&self, address: IpAddr) -> bool {
         let after = self.nets.partition_point(|net| net.network() <= address);

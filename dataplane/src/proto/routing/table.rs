@@ -14,6 +14,7 @@ use prefix_trie::PrefixMap;
 
 use super::flow;
 use super::packet::{Addresses, FiveTuple};
+use crate::proto::id::NodeId;
 
 /// The caller's number for a peer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -24,6 +25,8 @@ pub struct PeerKey(pub u32);
 pub struct Gateway {
     /// Behind this peer.
     pub peer: PeerKey,
+    /// Its id, which flows are drawn to: it outlives restarts.
+    pub node: NodeId,
     /// Higher wins.
     pub priority: u16,
     /// Share among equals; 0 counts as 1.
@@ -62,6 +65,14 @@ impl RouteTable {
                 IpNet::V4(prefix) => drop(self.v4.remove(&prefix)),
                 IpNet::V6(prefix) => drop(self.v6.remove(&prefix)),
             }
+        }
+    }
+
+    /// Whether some peer has this very address.
+    pub fn has_host(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => self.v4.contains_key(&Ipv4Net::from(address)),
+            IpAddr::V6(address) => self.v6.contains_key(&Ipv6Net::from(address)),
         }
     }
 
@@ -113,7 +124,7 @@ fn choose(
         return Some(first.peer);
     }
     let flow = flow::flow_hash(&FiveTuple::of(packet, addresses));
-    let score = |gateway: &Gateway| flow::score(flow, gateway.peer.0, gateway.weight.max(1));
+    let score = |gateway: &Gateway| flow::score(flow, gateway.node.0, gateway.weight.max(1));
     equals().max_by(|a, b| score(a).total_cmp(&score(b))).map(|gateway| gateway.peer)
 }
 
@@ -124,7 +135,7 @@ mod tests {
     use super::*;
 
     fn gateway(peer: u32, priority: u16, weight: u16) -> Gateway {
-        Gateway { peer: PeerKey(peer), priority, weight }
+        Gateway { peer: PeerKey(peer), node: NodeId(peer), priority, weight }
     }
 
     fn to(destination: &str, port: u16) -> (Vec<u8>, Addresses) {

@@ -5,5 +5,6 @@ pub mod data;
 pub mod frame;
 pub mod handshake;
 pub mod reassembly;
+pub mod stun;
 pub mod upgrade;
 pub mod websocket;

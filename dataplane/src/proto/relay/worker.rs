@@ -1,0 +1,718 @@
+//! One worker's connections: who is on them, where their frames go, when they end (`docs/protocol.md` §4, §5.4).
+//!
+//! The shell's loop: [`Worker::open`] when a connection is accepted, [`Worker::upgraded`] when its HTTP upgrade is done, [`Worker::handle_message`] for
+//! each WebSocket message, [`Worker::closed`] at its end; [`Worker::handle_hub`] for what the hub says and [`Worker::handle_timeout`] when
+//! [`Worker::poll_timeout`] says so. After each of these, drain [`Worker::poll_command`].
+//!
+//! Frames between nodes take the short way: [`Worker::route`] reads 13 bytes and looks at two directory entries, and the caller's closure gets the
+//! frame as it lies there. All else (sign-in, pings, errors) is slow path and goes through commands. Sign-in is in [`sign_in`],
+//! what the hub says in [`from_hub`], mesh links in [`link`].
+
+mod from_hub;
+mod link;
+mod sign_in;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::directory::{Directory, Place};
+use super::error_limit::ErrorLimit;
+use super::{ConnId, FromWorker, Hop, Limits, LinkSerial, Verdict, WorkerId};
+use crate::proto::drop_reason::{DropCounters, DropReason};
+use crate::proto::error::{ErrorCode, FrameError};
+use crate::proto::id::{IdMap, NetworkId, NodeId, RelayId};
+use crate::proto::time::{Instant, Now, UnixTime};
+use crate::proto::token::TokenVerifier;
+use crate::proto::token::revocation::RevocationList;
+use crate::proto::wire::control::{ErrorMessage, GoAway, to_payload};
+use crate::proto::wire::data;
+use crate::proto::wire::frame::{Flags, Frame, FrameType, Frames, MAX_PING, write_frame};
+use crate::proto::wire::reassembly::Reassembler;
+
+/// The longest control message from a node or relay: an AUTH_REQUEST with the longest token, three times over.
+const MAX_CONTROL: usize = 16 << 10;
+/// Networks that drops are counted for one by one; those beyond share the last counter.
+const MAX_COUNTED_NETWORKS: usize = 1024;
+
+/// What a connection is for: the path of its HTTP upgrade says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// `/ws/data`: a node.
+    Data,
+    /// `/ws/mesh`: another relay that dialled us.
+    MeshIn,
+    /// `/ws/mesh` of another relay that we dialled.
+    MeshOut {
+        /// Who should answer.
+        relay: RelayId,
+        /// To show there.
+        token: String,
+    },
+}
+
+/// Why a connection is not taken.
+#[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// All places are taken.
+    #[error("too many connections")]
+    Connections,
+    /// Too many that have not authenticated.
+    #[error("too many unauthenticated connections")]
+    Unauthenticated,
+    /// Too many of them from this address.
+    #[error("too many unauthenticated connections from one address")]
+    Address,
+    /// The relay is about to stop.
+    #[error("draining")]
+    Draining,
+}
+
+/// What the shell is to do.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Command {
+    /// Send a frame before any data that waits.
+    Send {
+        /// On which connection.
+        conn: ConnId,
+        /// The whole frame.
+        frame: Vec<u8>,
+    },
+    /// Close after what was sent; the machine has forgotten the connection already. [`Worker::closed`] may still be called.
+    Close {
+        /// Which.
+        conn: ConnId,
+        /// WebSocket close code.
+        code: u16,
+    },
+    /// Tell the hub.
+    Report(FromWorker),
+}
+
+/// What a worker counts, besides drops.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Frames received to be forwarded.
+    pub frames_in: u64,
+    /// Their bytes.
+    pub bytes_in: u64,
+    /// Frames handed to a connection or another worker.
+    pub frames_out: u64,
+    /// Their bytes.
+    pub bytes_out: u64,
+    /// Of these, over the mesh.
+    pub mesh_frames_out: u64,
+    /// Sign-ins that succeeded.
+    pub sign_ins: u64,
+    /// ERROR frames, by their code's place in [`ErrorCode::ALL`].
+    pub errors: [u64; ErrorCode::ALL.len()],
+    /// Connections not taken.
+    pub refused: u64,
+    /// Cut because nothing was authenticated in time.
+    pub handshake_timeouts: u64,
+}
+
+/// For `/debug/connections`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectionInfo {
+    /// Its number.
+    pub conn: ConnId,
+    /// `opening`, `data` or `mesh`
+    pub kind: &'static str,
+    /// The other end (the proxy, behind one).
+    pub peer: IpAddr,
+    /// Nodes authenticated on it.
+    pub nodes: Vec<NodeId>,
+    /// The relay at the other end.
+    pub relay: Option<RelayId>,
+    /// Since it was accepted.
+    pub age: Duration,
+}
+
+/// One worker.
+#[derive(Debug)]
+pub struct Worker {
+    id: WorkerId,
+    relay_id: RelayId,
+    verifier: Option<Arc<TokenVerifier>>,
+    revoked: RevocationList,
+    grace: Duration,
+    limits: Limits,
+    draining: bool,
+    directory: Directory,
+    conns: Vec<Option<Conn>>,
+    open: usize,
+    unauthenticated: usize,
+    links: IdMap<RelayId, LinkPlace>,
+    next_serial: u64,
+    /// Each connection has one timer at most; its moment is in [`Conn::timer`] too.
+    timers: BTreeSet<(Instant, ConnId)>,
+    commands: VecDeque<Command>,
+    drops: DropCounters,
+    network_drops: IdMap<NetworkId, DropCounters>,
+    counters: Counters,
+}
+
+#[derive(Debug)]
+struct Conn {
+    role: Role,
+    peer: IpAddr,
+    accepted: Instant,
+    timer: Option<Instant>,
+    reassembler: Reassembler,
+    error_limit: ErrorLimit,
+}
+
+#[derive(Debug)]
+enum Role {
+    /// Accepted; no HTTP upgrade yet. `None` for one that we dialled.
+    Opening,
+    /// A node's, with what is authenticated on it.
+    Data(Vec<Membership>),
+    /// Waits for AUTH_REQUEST.
+    MeshExpectRequest,
+    /// Waits for AUTH_RESPONSE from this relay.
+    MeshExpectResponse(RelayId),
+    /// A mesh link.
+    Mesh(link::Link),
+}
+
+impl Role {
+    fn is_authenticated(&self) -> bool {
+        match self {
+            Self::Data(memberships) => !memberships.is_empty(),
+            Self::Mesh(_) => true,
+            _ => false,
+        }
+    }
+}
+
+/// A node authenticated on a connection, and the dates of its token.
+#[derive(Debug)]
+struct Membership {
+    node: NodeId,
+    jti: String,
+    iat: u64,
+    exp: u64,
+    not_after: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LinkPlace {
+    Here(ConnId, LinkSerial),
+    Worker(WorkerId, LinkSerial),
+}
+
+impl Worker {
+    /// Without keys: until the hub says who this relay is, sign-ins are answered with 4002.
+    pub fn new(id: WorkerId, limits: Limits) -> Self {
+        Self {
+            id,
+            relay_id: RelayId(0),
+            verifier: None,
+            revoked: RevocationList::default(),
+            grace: Duration::ZERO,
+            limits,
+            draining: false,
+            directory: Directory::default(),
+            conns: Vec::new(),
+            open: 0,
+            unauthenticated: 0,
+            links: IdMap::default(),
+            next_serial: 0,
+            timers: BTreeSet::new(),
+            commands: VecDeque::new(),
+            drops: DropCounters::default(),
+            network_drops: IdMap::default(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// A connection was accepted (or dialled). Its handshake time starts now.
+    ///
+    /// # Errors
+    /// Which limit is reached: the shell closes it without a word, which costs it least.
+    pub fn open(&mut self, conn: ConnId, peer: IpAddr, now: Instant) -> Result<(), Refusal> {
+        let refusal = if self.draining {
+            Some(Refusal::Draining)
+        } else if self.open >= self.limits.max_connections {
+            Some(Refusal::Connections)
+        } else if self.unauthenticated >= self.limits.max_unauthenticated {
+            Some(Refusal::Unauthenticated)
+        } else if self.unauthenticated_from(peer) >= self.limits.max_unauthenticated_per_address {
+            Some(Refusal::Address)
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            self.counters.refused += 1;
+            return Err(refusal);
+        }
+        self.closed(conn);
+        let slot = conn.0 as usize;
+        if slot >= self.conns.len() {
+            self.conns.resize_with(slot + 1, || None);
+        }
+        self.conns[slot] = Some(Conn {
+            role: Role::Opening,
+            peer,
+            accepted: now,
+            timer: None,
+            reassembler: Reassembler::with_limit(MAX_CONTROL),
+            error_limit: ErrorLimit::default(),
+        });
+        self.open += 1;
+        self.unauthenticated += 1;
+        self.set_timer(conn, Some(now + self.limits.handshake_timeout));
+        Ok(())
+    }
+
+    /// The HTTP upgrade is done: frames may come.
+    pub fn upgraded(&mut self, conn: ConnId, purpose: Purpose) {
+        let Some(state) = self.conn_mut(conn) else { return };
+        match purpose {
+            Purpose::Data => state.role = Role::Data(Vec::new()),
+            Purpose::MeshIn => state.role = Role::MeshExpectRequest,
+            Purpose::MeshOut { relay, token } => {
+                state.role = Role::MeshExpectResponse(relay);
+                self.request_mesh(conn, token);
+            }
+        }
+    }
+
+    /// The connection has ended, for whatever reason.
+    pub fn closed(&mut self, conn: ConnId) {
+        let Some(state) = self.conns.get_mut(conn.0 as usize).and_then(Option::take) else { return };
+        self.open -= 1;
+        if let Some(at) = state.timer {
+            self.timers.remove(&(at, conn));
+        }
+        if !state.role.is_authenticated() {
+            self.unauthenticated -= 1;
+        }
+        match state.role {
+            Role::Data(memberships) => {
+                for membership in memberships {
+                    if self.directory.signed_out(membership.node, conn) {
+                        self.report(FromWorker::NodeDown { node: membership.node });
+                    }
+                }
+            }
+            Role::MeshExpectResponse(relay) => self.report(FromWorker::DialFailed { relay }),
+            Role::Mesh(link) => self.link_ended(conn, link.relay, link.serial),
+            Role::Opening | Role::MeshExpectRequest => {}
+        }
+    }
+
+    /// Takes one WebSocket message. `forward` gets each frame that goes on, with where to ([`Verdict::Drop`] never reaches it).
+    pub fn handle_message(
+        &mut self,
+        conn: ConnId,
+        message: &[u8],
+        now: Now,
+        mut forward: impl FnMut(Verdict, &[u8]),
+    ) {
+        for frame in Frames::new(message) {
+            let handled = frame.and_then(|frame| {
+                if frame.header.kind.is_routed() {
+                    self.forward(conn, frame.bytes, now.instant, &mut forward)
+                } else if frame.header.kind == FrameType::Via {
+                    self.forward_via(conn, frame, now.instant, &mut forward)
+                } else {
+                    self.handle_frame(conn, frame, now)
+                }
+            });
+            if let Err(error) = handled {
+                self.fail(conn, error.code(), error.to_string(), None);
+            }
+            if self.conn(conn).is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Says where a frame goes that came in on `conn`. Drops are counted; no error is sent. `frame` is a whole DATA or SESSION frame.
+    ///
+    /// # Errors
+    /// The frame has no room for its ids, or the connection may not forward yet.
+    pub fn route(&mut self, conn: ConnId, frame: &[u8]) -> Result<Verdict, FrameError> {
+        let route = data::route(frame)?;
+        self.counters.frames_in += 1;
+        self.counters.bytes_in += frame.len() as u64;
+        let verdict = match self.conn_mut(conn).map(|conn| &mut conn.role) {
+            Some(Role::Data(memberships)) if !memberships.is_empty() => self.route_data(conn, route, None),
+            Some(Role::Mesh(link)) => {
+                link.active = true;
+                let relay = link.relay;
+                self.route_mesh(relay, route)
+            }
+            _ => return Err(FrameError::UnexpectedType(frame.get(1).copied().unwrap_or_default())),
+        };
+        self.count(verdict, route.source, frame.len());
+        Ok(verdict)
+    }
+
+    /// Says what to do with a frame that another worker has checked and handed over. Drops are counted.
+    pub fn route_handed_over(&mut self, hop: Hop, frame: &[u8]) -> Verdict {
+        let Ok(route) = data::route(frame) else { return Verdict::Drop(DropReason::Malformed) };
+        let verdict = match hop {
+            Hop::Deliver => match self.directory.find(route.destination).map(|entry| entry.place) {
+                Some(Place::Here(conn)) => Verdict::Local(conn),
+                _ => Verdict::Drop(DropReason::DestinationOffline),
+            },
+            Hop::Mesh(relay) => match self.links.get(&relay) {
+                Some(&LinkPlace::Here(conn, _)) => Verdict::MeshLink(conn),
+                _ => Verdict::Drop(DropReason::MeshLinkDown),
+            },
+        };
+        self.count(verdict, route.source, frame.len());
+        verdict
+    }
+
+    /// The shell dropped frames itself (queues).
+    pub fn count_drops(&mut self, reason: DropReason, frames: u64) {
+        self.drops.add(reason, frames);
+    }
+
+    /// The shell's queues count straight into this.
+    pub fn drops_mut(&mut self) -> &mut DropCounters {
+        &mut self.drops
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Now) {
+        while let Some(&(at, conn)) = self.timers.first() {
+            if at > now.instant {
+                return;
+            }
+            self.set_timer(conn, None);
+            match self.conn(conn).map(|conn| &conn.role) {
+                Some(Role::Data(memberships)) if !memberships.is_empty() => self.check_expiry(conn, now),
+                Some(Role::Mesh(_)) => self.ping_link(conn, now.instant),
+                Some(_) => {
+                    self.counters.handshake_timeouts += 1;
+                    self.fail(
+                        conn,
+                        ErrorCode::InvalidToken,
+                        "no token within the handshake time".into(),
+                        None,
+                    );
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// When [`Self::handle_timeout`] has something to do, and what.
+    pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        let &(at, conn) = self.timers.first()?;
+        let reason = match self.conn(conn).map(|conn| &conn.role) {
+            Some(Role::Data(memberships)) if !memberships.is_empty() => "token expiry",
+            Some(Role::Mesh(_)) => "mesh ping",
+            _ => "handshake",
+        };
+        Some((at, reason))
+    }
+
+    /// What is to be done; call until `None`.
+    pub fn poll_command(&mut self) -> Option<Command> {
+        self.commands.pop_front()
+    }
+
+    /// Drops so far.
+    pub fn drops(&self) -> &DropCounters {
+        &self.drops
+    }
+
+    /// Drops of frames whose sender's network is known, by that network.
+    pub fn network_drops(&self) -> impl Iterator<Item = (NetworkId, &DropCounters)> {
+        self.network_drops.iter().map(|(id, drops)| (*id, drops))
+    }
+
+    /// Counts so far.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Connections, and how many of them have not authenticated.
+    pub fn connections(&self) -> (usize, usize) {
+        (self.open, self.unauthenticated)
+    }
+
+    /// Nodes in the directory.
+    pub fn known_nodes(&self) -> usize {
+        self.directory.len()
+    }
+
+    /// Every connection, for people. At most `limit`.
+    pub fn connection_infos(&self, now: Instant, limit: usize) -> Vec<ConnectionInfo> {
+        let info = |(slot, conn): (usize, &Option<Conn>)| {
+            let conn = conn.as_ref()?;
+            let (kind, nodes, relay) = match &conn.role {
+                Role::Opening => ("opening", Vec::new(), None),
+                Role::Data(all) => ("data", all.iter().map(|membership| membership.node).collect(), None),
+                Role::MeshExpectRequest => ("mesh", Vec::new(), None),
+                Role::MeshExpectResponse(relay) => ("mesh", Vec::new(), Some(*relay)),
+                Role::Mesh(link) => ("mesh", Vec::new(), Some(link.relay)),
+            };
+            let age = now - conn.accepted;
+            Some(ConnectionInfo { conn: ConnId(slot as u32), kind, peer: conn.peer, nodes, relay, age })
+        };
+        self.conns.iter().enumerate().filter_map(info).take(limit).collect()
+    }
+
+    fn forward(
+        &mut self,
+        conn: ConnId,
+        frame: &[u8],
+        now: Instant,
+        forward: &mut impl FnMut(Verdict, &[u8]),
+    ) -> Result<(), FrameError> {
+        match self.route(conn, frame)? {
+            Verdict::Drop(reason) => self.say_dropped(conn, reason, frame, now),
+            verdict => forward(verdict, frame),
+        }
+        Ok(())
+    }
+
+    fn forward_via(
+        &mut self,
+        conn: ConnId,
+        via: Frame<'_>,
+        now: Instant,
+        forward: &mut impl FnMut(Verdict, &[u8]),
+    ) -> Result<(), FrameError> {
+        let unexpected = FrameError::UnexpectedType(FrameType::Via as u8);
+        if !matches!(self.conn(conn).map(|conn| &conn.role), Some(Role::Data(all)) if !all.is_empty()) {
+            return Err(unexpected);
+        }
+        let (relay, inner) = data::split_via(via.payload())?;
+        for frame in Frames::new(inner) {
+            let frame = frame?;
+            if !frame.header.kind.is_routed() {
+                return Err(FrameError::UnexpectedType(frame.header.kind as u8));
+            }
+            let route = data::route(frame.bytes)?;
+            self.counters.frames_in += 1;
+            self.counters.bytes_in += frame.bytes.len() as u64;
+            let verdict = self.route_data(conn, route, Some(relay));
+            self.count(verdict, route.source, frame.bytes.len());
+            match verdict {
+                Verdict::Drop(reason) => self.say_dropped(conn, reason, frame.bytes, now),
+                verdict => forward(verdict, frame.bytes),
+            }
+        }
+        Ok(())
+    }
+
+    /// §4.2 and, with `via`, §4.3. A source that is `Here(conn)` proves that it was authenticated on this very connection.
+    fn route_data(&mut self, conn: ConnId, route: data::Route, via: Option<RelayId>) -> Verdict {
+        let source = match self.directory.find(route.source) {
+            Some(entry) if entry.place == Place::Here(conn) => entry,
+            _ => return Verdict::Drop(DropReason::SpoofedSource),
+        };
+        let Some(destination) = self.directory.find(route.destination) else {
+            return Verdict::Drop(DropReason::UnknownDestination);
+        };
+        if destination.network != source.network {
+            return Verdict::Drop(DropReason::OtherNetwork);
+        }
+        if let Some(relay) = via.filter(|relay| *relay != self.relay_id) {
+            if let Some(&place) = self.links.get(&relay) {
+                return self.over(relay, place);
+            }
+            return match destination.place {
+                Place::Nowhere => Verdict::Drop(DropReason::MeshLinkDown),
+                place => deliver(place),
+            };
+        }
+        if destination.place != Place::Nowhere {
+            return deliver(destination.place);
+        }
+        let link = destination.relays.iter().find_map(|relay| Some((*relay, *self.links.get(relay)?)));
+        match link {
+            Some((relay, place)) => self.over(relay, place),
+            None if destination.relays.iter().all(|relay| *relay == self.relay_id) => {
+                Verdict::Drop(DropReason::DestinationOffline)
+            }
+            None => Verdict::Drop(DropReason::MeshLinkDown),
+        }
+    }
+
+    /// From a mesh link frames go to nodes of this relay only, and only when the location table puts their source behind that link.
+    fn route_mesh(&self, relay: RelayId, route: data::Route) -> Verdict {
+        let source = match self.directory.find(route.source) {
+            Some(entry) if entry.relays.contains(&relay) => entry,
+            _ => return Verdict::Drop(DropReason::SpoofedSource),
+        };
+        match self.directory.find(route.destination) {
+            Some(entry) if entry.network != source.network => Verdict::Drop(DropReason::OtherNetwork),
+            Some(entry) if entry.place != Place::Nowhere => deliver(entry.place),
+            _ => Verdict::Drop(DropReason::MeshNotLocal),
+        }
+    }
+
+    fn over(&self, relay: RelayId, place: LinkPlace) -> Verdict {
+        match place {
+            LinkPlace::Here(conn, _) => Verdict::MeshLink(conn),
+            LinkPlace::Worker(worker, _) => Verdict::Worker(worker, Hop::Mesh(relay)),
+        }
+    }
+
+    fn count(&mut self, verdict: Verdict, source: NodeId, length: usize) {
+        match verdict {
+            Verdict::Drop(reason) => {
+                self.drops.count(reason);
+                // A spoofed source says nothing about whose traffic it was.
+                if reason != DropReason::SpoofedSource
+                    && let Some(entry) = self.directory.find(source)
+                {
+                    let network = entry.network;
+                    let room = self.network_drops.len() < MAX_COUNTED_NETWORKS
+                        || self.network_drops.contains_key(&network);
+                    let key = if room { network } else { NetworkId(0) };
+                    self.network_drops.entry(key).or_default().count(reason);
+                }
+                return;
+            }
+            Verdict::MeshLink(conn) => {
+                self.counters.mesh_frames_out += 1;
+                if let Some(Role::Mesh(link)) = self.conn_mut(conn).map(|conn| &mut conn.role) {
+                    link.active = true;
+                }
+            }
+            Verdict::Local(_) | Verdict::Worker(..) => {}
+        }
+        self.counters.frames_out += 1;
+        self.counters.bytes_out += length as u64;
+    }
+
+    /// The ERROR that goes with a dropped frame, at most once a second.
+    fn say_dropped(&mut self, conn: ConnId, reason: DropReason, frame: &[u8], now: Instant) {
+        let code = match reason {
+            DropReason::UnknownDestination | DropReason::OtherNetwork => ErrorCode::UnknownDestination,
+            DropReason::DestinationOffline | DropReason::MeshLinkDown => ErrorCode::DestinationOffline,
+            _ => return,
+        };
+        let Ok(route) = data::route(frame) else { return };
+        let Some(state) = self.conn_mut(conn) else { return };
+        if matches!(state.role, Role::Data(_)) && state.error_limit.allow(route.destination, now) {
+            self.send_error(conn, &ErrorMessage::new(code).about(route.destination));
+        }
+    }
+
+    /// Everything that is not forwarded.
+    fn handle_frame(&mut self, conn: ConnId, frame: Frame<'_>, now: Now) -> Result<(), FrameError> {
+        let kind = frame.header.kind;
+        let Some(state) = self.conn_mut(conn) else { return Ok(()) };
+        match (kind, &mut state.role) {
+            (FrameType::Ping, _) if frame.payload().len() <= MAX_PING => {
+                self.send(conn, FrameType::Pong, frame.payload());
+                Ok(())
+            }
+            (FrameType::Ping | FrameType::Pong, _) if frame.payload().len() > MAX_PING => {
+                Err(FrameError::PayloadLength { kind: kind as u8, length: frame.payload().len() })
+            }
+            (FrameType::Pong, Role::Mesh(_)) => {
+                self.pong(conn, frame.payload(), now.instant);
+                Ok(())
+            }
+            // A node may keep its connection alive with either; what it says about its own troubles needs no answer.
+            (FrameType::Pong | FrameType::Error | FrameType::GoAway, _) => Ok(()),
+            (FrameType::AuthRequest, Role::Data(_) | Role::MeshExpectRequest)
+            | (FrameType::AuthResponse, Role::MeshExpectResponse(_)) => {
+                match state.reassembler.push(frame)? {
+                    Some(message) => self.sign_in(conn, &message.payload, now),
+                    None => Ok(()),
+                }
+            }
+            _ => Err(FrameError::UnexpectedType(kind as u8)),
+        }
+    }
+
+    /// Sends an ERROR and closes: the machine is done with the connection.
+    fn fail(&mut self, conn: ConnId, code: ErrorCode, message: String, node: Option<NodeId>) {
+        if self.conn(conn).is_none() {
+            return;
+        }
+        let mut error = ErrorMessage::with(code, message);
+        error.node = node;
+        self.send_error(conn, &error);
+        self.close(conn, code.close_code().unwrap_or(1000));
+    }
+
+    fn close(&mut self, conn: ConnId, code: u16) {
+        self.closed(conn);
+        self.commands.push_back(Command::Close { conn, code });
+    }
+
+    fn go_away(&mut self, conn: ConnId, reason: &str, grace: Duration) {
+        let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
+        self.send(conn, FrameType::GoAway, &to_payload(&GoAway { reason: reason.into(), grace_ms }));
+    }
+
+    fn send_error(&mut self, conn: ConnId, error: &ErrorMessage) {
+        if let Some(counter) = ErrorCode::ALL
+            .iter()
+            .position(|code| *code == error.code)
+            .and_then(|at| self.counters.errors.get_mut(at))
+        {
+            *counter += 1;
+        }
+        self.send(conn, FrameType::Error, &to_payload(error));
+    }
+
+    fn send(&mut self, conn: ConnId, kind: FrameType, payload: &[u8]) {
+        let mut frame = Vec::new();
+        if write_frame(kind, Flags::NONE, payload, &mut frame).is_ok() {
+            self.commands.push_back(Command::Send { conn, frame });
+        }
+    }
+
+    fn report(&mut self, report: FromWorker) {
+        self.commands.push_back(Command::Report(report));
+    }
+
+    fn conn(&self, conn: ConnId) -> Option<&Conn> {
+        self.conns.get(conn.0 as usize)?.as_ref()
+    }
+
+    fn conn_mut(&mut self, conn: ConnId) -> Option<&mut Conn> {
+        self.conns.get_mut(conn.0 as usize)?.as_mut()
+    }
+
+    fn set_timer(&mut self, conn: ConnId, at: Option<Instant>) {
+        let Some(state) = self.conns.get_mut(conn.0 as usize).and_then(Option::as_mut) else { return };
+        if let Some(old) = state.timer.take() {
+            self.timers.remove(&(old, conn));
+        }
+        state.timer = at;
+        if let Some(at) = at {
+            self.timers.insert((at, conn));
+        }
+    }
+
+    /// A walk over all connections, which only happens as long as more than the allowed number wait at all.
+    fn unauthenticated_from(&self, peer: IpAddr) -> usize {
+        if self.unauthenticated < self.limits.max_unauthenticated_per_address {
+            return 0;
+        }
+        let waits = |conn: &&Conn| conn.peer == peer && !conn.role.is_authenticated();
+        self.conns.iter().flatten().filter(waits).count()
+    }
+}
+
+fn deliver(place: Place) -> Verdict {
+    match place {
+        Place::Here(conn) => Verdict::Local(conn),
+        Place::Worker(worker) => Verdict::Worker(worker, Hop::Deliver),
+        Place::Nowhere => Verdict::Drop(DropReason::DestinationOffline),
+    }
+}
+
+/// The moment on the monotonic clock at which the calendar shows `until`.
+fn instant_of(until: UnixTime, now: Now) -> Instant {
+    now.instant + Duration::from_micros(until.as_micros().saturating_sub(now.unix.as_micros()))
+}

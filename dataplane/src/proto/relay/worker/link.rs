@@ -1,0 +1,111 @@
+//! Mesh links of one worker: authenticated, pinged, measured, replaced (`docs/protocol.md` §5.4).
+
+use std::time::Duration;
+
+use super::{Command, LinkPlace, Role, Worker};
+use crate::proto::id::RelayId;
+use crate::proto::relay::{ConnId, FromWorker, LinkSerial};
+use crate::proto::time::{Instant, Now};
+use crate::proto::wire::control::server::TokenAuth;
+use crate::proto::wire::control::{AuthRequest, to_payload};
+use crate::proto::wire::frame::{Flags, FrameType};
+use crate::proto::wire::reassembly::write_control;
+
+/// Between PINGs while traffic flows.
+const BUSY_PING: Duration = Duration::from_secs(1);
+/// Between PINGs otherwise: the measurement.
+const IDLE_PING: Duration = Duration::from_secs(30);
+/// A PING without PONG for that long ends the link; TCP_USER_TIMEOUT is the same.
+const PING_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// An authenticated link to another relay.
+#[derive(Debug)]
+pub(super) struct Link {
+    /// Who is at the other end.
+    pub(super) relay: RelayId,
+    pub(super) serial: LinkSerial,
+    /// Frames went over it since the last look.
+    pub(super) active: bool,
+    /// Of the token that opened it; `None` when we dialled.
+    pub(super) token: Option<(String, u64)>,
+    pings: u64,
+    /// The last PING, not answered yet.
+    waiting: Option<Instant>,
+    last_ping: Instant,
+}
+
+impl Worker {
+    /// Asks to be let in at the relay that we dialled.
+    pub(super) fn request_mesh(&mut self, conn: ConnId, token: String) {
+        let version = env!("CARGO_PKG_VERSION").into();
+        let request = to_payload(&AuthRequest::Mesh(TokenAuth { token, version }));
+        let mut frame = Vec::new();
+        if write_control(FrameType::AuthRequest, Flags::NONE, &request, &mut frame).is_ok() {
+            self.commands.push_back(Command::Send { conn, frame });
+        }
+    }
+
+    pub(super) fn link_up(&mut self, conn: ConnId, relay: RelayId, token: Option<(String, u64)>, now: Now) {
+        self.next_serial += 1;
+        let serial = LinkSerial(u64::from(self.id.0) << 48 | self.next_serial);
+        let Some(state) = self.conn_mut(conn) else { return };
+        state.role = Role::Mesh(Link {
+            relay,
+            serial,
+            active: false,
+            token,
+            pings: 0,
+            waiting: None,
+            last_ping: now.instant,
+        });
+        self.unauthenticated -= 1;
+        let old = self.links.insert(relay, LinkPlace::Here(conn, serial));
+        self.report(FromWorker::LinkUp { relay, serial });
+        if let Some(LinkPlace::Here(old, _)) = old {
+            self.close_link(old, "replaced");
+        }
+        self.ping_link(conn, now.instant);
+    }
+
+    pub(super) fn close_link(&mut self, conn: ConnId, reason: &str) {
+        self.go_away(conn, reason, Duration::ZERO);
+        self.close(conn, 1000);
+    }
+
+    pub(super) fn link_ended(&mut self, conn: ConnId, relay: RelayId, serial: LinkSerial) {
+        if self.links.get(&relay) == Some(&LinkPlace::Here(conn, serial)) {
+            self.links.remove(&relay);
+        }
+        self.report(FromWorker::LinkDown { relay, serial });
+    }
+
+    /// The link's timer: gives up, pings, or waits.
+    pub(super) fn ping_link(&mut self, conn: ConnId, now: Instant) {
+        let Some(Role::Mesh(link)) = self.conn_mut(conn).map(|conn| &mut conn.role) else { return };
+        if link.waiting.is_some_and(|since| now - since >= PING_TIMEOUT) {
+            return self.close_link(conn, "timeout");
+        }
+        let interval = if std::mem::take(&mut link.active) { BUSY_PING } else { IDLE_PING };
+        let due = link.pings == 0 || now - link.last_ping >= interval;
+        if due && link.waiting.is_none() {
+            link.pings += 1;
+            link.waiting = Some(now);
+            link.last_ping = now;
+            let payload = link.pings.to_be_bytes();
+            self.send(conn, FrameType::Ping, &payload);
+        }
+        // Looks once a second whether traffic flows: a link is one per relay, there are few.
+        self.set_timer(conn, Some(now + BUSY_PING));
+    }
+
+    pub(super) fn pong(&mut self, conn: ConnId, payload: &[u8], now: Instant) {
+        let Some(Role::Mesh(link)) = self.conn_mut(conn).map(|conn| &mut conn.role) else { return };
+        if payload != link.pings.to_be_bytes() {
+            return;
+        }
+        if let Some(since) = link.waiting.take() {
+            let relay = link.relay;
+            self.report(FromWorker::LinkRtt { relay, rtt: now - since });
+        }
+    }
+}

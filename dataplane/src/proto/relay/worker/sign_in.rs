@@ -1,0 +1,142 @@
+//! Tokens become memberships and mesh links; memberships run out.
+
+use std::time::Duration;
+
+use super::{Membership, Role, Worker, instant_of};
+use crate::proto::error::{ErrorCode, FrameError};
+use crate::proto::id::{NodeId, RelayId};
+use crate::proto::relay::directory::Place;
+use crate::proto::relay::{ConnId, FromWorker};
+use crate::proto::time::Now;
+use crate::proto::token::{RelaySubject, Token, accepted_until};
+use crate::proto::wire::control::server::{NodeAuthorised, RelayAuthorised, TokenAuth};
+use crate::proto::wire::control::{AuthRequest, AuthResponse, parse, to_payload};
+use crate::proto::wire::frame::FrameType;
+
+impl Worker {
+    /// A whole AUTH_REQUEST or AUTH_RESPONSE, on a connection that expects it.
+    pub(super) fn sign_in(&mut self, conn: ConnId, payload: &[u8], now: Now) -> Result<(), FrameError> {
+        let Some(state) = self.conn(conn) else { return Ok(()) };
+        if let Role::MeshExpectResponse(relay) = state.role {
+            self.mesh_answered(conn, relay, payload, now);
+            return Ok(());
+        }
+        let for_mesh = matches!(state.role, Role::MeshExpectRequest);
+        let request = match parse::<AuthRequest>(FrameType::AuthRequest, payload) {
+            Ok(request) => request,
+            Err(error) => {
+                self.fail(conn, error.code(), error.to_string(), None);
+                return Ok(());
+            }
+        };
+        match request {
+            AuthRequest::Relay(auth) if !for_mesh => self.sign_in_node(conn, &auth, now),
+            AuthRequest::Mesh(auth) if for_mesh => self.sign_in_relay(conn, &auth, now),
+            _ => {
+                let message = "this kind of sign-in has no business on this path".into();
+                self.fail(conn, ErrorCode::Malformed, message, None);
+            }
+        }
+        Ok(())
+    }
+
+    fn sign_in_node(&mut self, conn: ConnId, auth: &TokenAuth, now: Now) {
+        let Some(verifier) = self.verifier.clone().filter(|_| self.relay_id.0 != 0) else {
+            return self.fail(conn, ErrorCode::Unavailable, "relay has no token keys yet".into(), None);
+        };
+        match verifier.verify_relay(&auth.token, self.relay_id, &self.revoked, now.unix, self.grace) {
+            Ok(token) => self.admit(conn, token, now),
+            Err(error) => self.fail(conn, error.code(), error.to_string(), None),
+        }
+    }
+
+    fn admit(&mut self, conn: ConnId, token: Token<RelaySubject>, now: Now) {
+        let (node, network) = (token.subject.node_id, token.subject.network_id);
+        let limit = self.limits.max_memberships;
+        let Some(Role::Data(memberships)) = self.conn_mut(conn).map(|conn| &mut conn.role) else { return };
+        let (first, full) = (memberships.is_empty(), memberships.len() >= limit);
+        let Token { jti, iat, exp, not_after, .. } = token;
+        let membership = Membership { node, jti, iat, exp, not_after };
+        match memberships.iter_mut().find(|known| known.node == node) {
+            Some(known) => *known = membership,
+            None if full => {
+                let message = "too many memberships on one connection".into();
+                return self.fail(conn, ErrorCode::Overloaded, message, Some(node));
+            }
+            None => memberships.push(membership),
+        }
+        if first {
+            self.unauthenticated -= 1;
+        }
+        self.counters.sign_ins += 1;
+        if self.directory.find(node).is_none_or(|entry| entry.place != Place::Here(conn)) {
+            if let Place::Here(old) = self.directory.signed_in(node, network, conn) {
+                self.replaced(old, node);
+            }
+            self.report(FromWorker::NodeUp { node, network });
+        }
+        let answer = NodeAuthorised { node_id: node, relay_id: self.relay_id, expires: exp };
+        self.send(conn, FrameType::AuthResponse, &to_payload(&AuthResponse::Relay(answer)));
+        self.schedule_expiry(conn, now);
+    }
+
+    /// `node` is now on another connection. The old one hears of it when nothing is left on it: other memberships go on.
+    pub(super) fn replaced(&mut self, old: ConnId, node: NodeId) {
+        let Some(Role::Data(memberships)) = self.conn_mut(old).map(|conn| &mut conn.role) else { return };
+        memberships.retain(|membership| membership.node != node);
+        if memberships.is_empty() {
+            // Counted as unauthenticated for the moment it takes to close it.
+            self.unauthenticated += 1;
+            self.go_away(old, "replaced", Duration::ZERO);
+            self.close(old, 1000);
+        }
+    }
+
+    fn sign_in_relay(&mut self, conn: ConnId, auth: &TokenAuth, now: Now) {
+        let Some(verifier) = self.verifier.clone().filter(|_| self.relay_id.0 != 0) else {
+            return self.fail(conn, ErrorCode::Unavailable, "relay has no token keys yet".into(), None);
+        };
+        match verifier.verify_mesh(&auth.token, self.relay_id, &self.revoked, now.unix, self.grace) {
+            Ok(token) => {
+                let answer = RelayAuthorised { relay_id: self.relay_id };
+                self.send(conn, FrameType::AuthResponse, &to_payload(&AuthResponse::Mesh(answer)));
+                self.link_up(conn, token.subject.server_id, Some((token.jti, token.iat)), now);
+            }
+            Err(error) => self.fail(conn, error.code(), error.to_string(), None),
+        }
+    }
+
+    fn mesh_answered(&mut self, conn: ConnId, expected: RelayId, payload: &[u8], now: Now) {
+        match parse::<AuthResponse>(FrameType::AuthResponse, payload) {
+            Ok(AuthResponse::Mesh(answer)) if answer.relay_id == expected => {
+                self.link_up(conn, expected, None, now);
+            }
+            Ok(_) => self.fail(conn, ErrorCode::Malformed, format!("this is not relay {expected}"), None),
+            Err(error) => self.fail(conn, error.code(), error.to_string(), None),
+        }
+    }
+
+    /// Ends the connection when a token on it has run out, else waits for the next that will.
+    pub(super) fn check_expiry(&mut self, conn: ConnId, now: Now) {
+        let grace = self.grace;
+        let Some(Role::Data(memberships)) = self.conn(conn).map(|conn| &conn.role) else { return };
+        let ended =
+            memberships.iter().find(|token| now.unix > accepted_until(token.exp, token.not_after, grace));
+        match ended.map(|membership| membership.node) {
+            Some(node) => self.fail(conn, ErrorCode::TokenExpired, "token expired".into(), Some(node)),
+            None => self.schedule_expiry(conn, now),
+        }
+    }
+
+    pub(super) fn schedule_expiry(&mut self, conn: ConnId, now: Now) {
+        let grace = self.grace;
+        let Some(Role::Data(memberships)) = self.conn(conn).map(|conn| &conn.role) else { return };
+        let first = memberships
+            .iter()
+            .map(|membership| accepted_until(membership.exp, membership.not_after, grace))
+            .min();
+        // One second more, so that "past it" is true then.
+        let at = first.map(|until| instant_of(until + Duration::from_secs(1), now));
+        self.set_timer(conn, at);
+    }
+}
