@@ -280,7 +280,9 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
                 self.stopping.get_or_insert(now.instant + self.limits.linger);
                 self.dials.clear();
                 let tokens: Vec<Token> = self.links.iter().map(|link| link.token).collect();
-                tokens.into_iter().for_each(|token| self.begin_close(token, "node stops", now));
+                for token in tokens {
+                    self.begin_close(token, "node stops", now);
+                }
             }
         }
     }
