@@ -81,6 +81,7 @@ impl TestRelay {
 }
 
 async fn serve(relay: u16, stream: tokio::net::TcpStream, inboxes: Inboxes, seen: Arc<Mutex<Vec<u8>>>) {
+    stream.set_nodelay(true).unwrap();
     let socket = tokio_tungstenite::accept_async(stream).await.unwrap();
     let (mut out, mut input) = socket.split();
     let (to_me, mut for_me) = mpsc::channel::<Vec<u8>>(1024);

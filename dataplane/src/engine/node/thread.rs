@@ -178,10 +178,7 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
             self.handle_deadlines(now);
             self.drain(now);
             self.flush(now);
-            if self
-                .stopping
-                .is_some_and(|deadline| deadline <= now.instant || self.links.iter().next().is_none())
-            {
+            if self.has_stopped(now.instant) {
                 return Ok(());
             }
             let timeout = self.timeout(self.clock.now().instant);
@@ -191,6 +188,14 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
                 self.handle_event(event, now)?;
             }
         }
+    }
+
+    /// Whether the close frames are out, or it took too long to get them out.
+    fn has_stopped(&mut self, now: Instant) -> bool {
+        self.stopping.is_some_and(|deadline| {
+            deadline <= now
+                || self.links.iter().all(|link| matches!(link.phase, Phase::Closing { shut: true, .. }))
+        })
     }
 
     /// How long nothing has to be done.
