@@ -3,6 +3,8 @@
 //! The relay is tokio and tungstenite: another implementation than the one under test. It forwards by the first eight bytes of a payload and, like every
 //! relay, cannot read what it forwards.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::mpsc::{Receiver, channel};

@@ -28,7 +28,10 @@ fn table(header: &[&str]) -> Table {
 }
 
 /// Prints a table without the blanks that pad its lines.
-fn print_table(table: &Table) {
+fn print_table(mut table: Table) {
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
     for line in table.to_string().lines() {
         println!("{}", line.trim_end());
     }

@@ -15,6 +15,7 @@ mod view;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::IsTerminal as _;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -28,7 +29,7 @@ use meshdp::proto::crypto::keys::{MachineKey, NodeKey};
 use meshdp::proto::id::NodeId;
 use meshdp::proto::node::{Event, NodeSettings};
 use meshdp::proto::wire::control::node::{AuthState, Change, NodeUpdate, Settings as NetworkSettings};
-use meshdp::tun::linux::Device;
+use meshdp::tun::linux::{Device, TunError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
@@ -113,7 +114,7 @@ impl Daemon {
             },
             |config| config.settings.clone(),
         );
-        let device = Device::open(&settings.interface)?;
+        let device = open_device(&settings.interface)?;
         let system = System::open(device.name()).await?;
         system.bring_up(network.mtu).await?;
         let config_version = config.as_ref().map_or(0, |config| config.version);
@@ -199,7 +200,12 @@ impl Daemon {
                 }
                 _ = terminate.recv() => return Ok(tracing::info!("stopping on SIGTERM")),
                 _ = interrupt.recv() => return Ok(tracing::info!("stopping on SIGINT")),
-                _ = hangup.recv() => tracing::info!("SIGHUP: settings are read at start only; restart to change them"),
+                _ = hangup.recv() => {
+                    if std::io::stderr().is_terminal() {
+                        return Ok(tracing::info!("stopping: the terminal is gone"));
+                    }
+                    tracing::info!("SIGHUP: settings are read at start only; restart to change them");
+                }
                 _ = tick.tick() => self.housekeep(),
             }
         }
@@ -455,6 +461,19 @@ impl Daemon {
             self.keep(config.as_deref(), &pins);
         }
     }
+}
+
+fn open_device(name: &str) -> anyhow::Result<Device> {
+    Device::open(name).map_err(|error| match error {
+        TunError::Busy { name } => anyhow::anyhow!(
+            "the interface {name} is in use by another program. `ip tuntap show` lists such interfaces; choose another name with --interface"
+        ),
+        TunError::Permission { name } => anyhow::anyhow!(
+            "no permission to make the interface {name}. Run as root, or give the program the right once with: sudo setcap cap_net_admin+ep \
+             $(command -v edgelink)"
+        ),
+        other => other.into(),
+    })
 }
 
 fn node_settings(settings: &Settings, keys: &Keys, store: &Store) -> anyhow::Result<NodeSettings> {
