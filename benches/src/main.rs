@@ -1,3 +1,36 @@
-//! Placeholder.
+//! Whole-system benchmarks: EdgeLink's real binaries beside what a user would pick instead, in one run.
+//!
+//! `edgelink-bench relay` measures a relay ([`relay`]); `edgelink-bench plain` is the rival that needs no installation ([`plain`]), and is
+//! started by the former. Figures go to `target/bench/`, the table to stdout, progress to stderr.
 
-fn main() {}
+mod machine;
+mod plain;
+mod plot;
+mod process;
+mod relay;
+mod report;
+mod stats;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// CPU time and throughput of relays under load on loopback: the server on one core, the clients on another.
+    Relay(relay::Options),
+    /// A plain WebSocket forwarder on tokio: the rival. Ends when stdin does.
+    Plain(plain::Options),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Command::Relay(options) => relay::run(&options),
+        Command::Plain(options) => plain::run(&options),
+    }
+}

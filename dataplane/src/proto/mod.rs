@@ -7,6 +7,7 @@ pub mod crypto;
 pub mod drop_reason;
 pub mod error;
 pub mod id;
+pub mod latency;
 pub mod node;
 pub mod path;
 pub mod relay;

@@ -116,10 +116,10 @@ pub fn split_via(payload: &[u8]) -> Result<(RelayId, &[u8]), FrameError> {
 pub fn via_header(relay: RelayId, inner_len: usize) -> Result<[u8; HEADER_LEN + VIA_PREFIX_LEN], FrameError> {
     let length = u16::try_from(inner_len + VIA_PREFIX_LEN)
         .map_err(|_| FrameError::TooLarge { limit: usize::from(u16::MAX) - VIA_PREFIX_LEN })?;
-    let [v, t, f, h, l] =
+    let [version, kind, flags, hi, lo] =
         FrameHeader { kind: FrameType::Via, flags: super::frame::Flags::NONE, length }.to_bytes();
     let [r0, r1] = relay.0.to_be_bytes();
-    Ok([v, t, f, h, l, r0, r1])
+    Ok([version, kind, flags, hi, lo, r0, r1])
 }
 
 #[cfg(test)]

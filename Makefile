@@ -1,0 +1,80 @@
+# EdgeLink. `make` alone lists the targets. Everything is built into target/ and .venv/; nothing else on the machine is touched but missing
+# Debian packages (only as root; otherwise the command to install them is printed).
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PROFILE ?= fast
+VENV := .venv
+PY := $(VENV)/bin/python
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+BIN := target/$(PROFILE)
+PY_DIRS := bindings controller-py e2e
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+demo: build ## a whole private network in namespaces: controller, two relays, three nodes (KEEP=1 leaves it running)
+	@scripts/need iproute2:ip iputils-ping:ping iperf3:iperf3 tcpdump:tcpdump
+	@$(PY) -m e2e.demo --bin $(BIN) $(if $(KEEP),--keep)
+
+test: build test-rust test-python test-e2e ## every test
+
+test-rust: toolchain ## unit, property, simulation and integration tests in Rust
+	cargo test --workspace --exclude meshdp-python --quiet
+
+test-python: wheel ## the wheel, the controller, edgelink-ctl
+	cd bindings && ../$(PY) -m pytest -q
+	cd controller-py && ../$(PY) -m pytest -q
+
+test-e2e: build ## real binaries in network namespaces
+	@scripts/need iproute2:ip iputils-ping:ping iperf3:iperf3 tcpdump:tcpdump nginx:nginx
+	$(PY) -m pytest -q e2e/tests --bin $(BIN)
+
+check: toolchain venv ## format, lints, docs, licences, import rules
+	cargo fmt --all --check
+	cargo check --quiet -p meshdp --no-default-features
+	cargo clippy --quiet --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps --document-private-items --exclude meshdp-python
+	cargo-deny --log-level error check licenses bans sources
+	ruff format --check $(PY_DIRS)
+	ruff check $(PY_DIRS)
+	cd bindings && mypy python tests
+	mypy --strict e2e
+	cd controller-py && mypy
+	cd controller-py && lint-imports
+	scripts/check-tree
+
+build: toolchain wheel ## relay, node (profile fast) and the Python wheel
+	cargo build --quiet --profile $(PROFILE) -p edgelink-relay -p edgelink
+
+dist: toolchain ## stripped release binaries in target/dist
+	cargo build --profile dist -p edgelink-relay -p edgelink
+
+wheel: toolchain venv ## the Python package meshdp, into .venv
+	@cd bindings && maturin develop --uv --quiet --profile $(PROFILE)
+
+venv: $(VENV)/.stamp
+
+$(VENV)/.stamp: dev-requirements.txt controller-py/requirements.lock controller-py/pyproject.toml
+	@scripts/need python3-venv:python3
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; python3 is $$(python3 --version)" >&2; exit 3; }
+	@python3 -m venv $(VENV) || { scripts/need python3-venv:no-such-command; python3 -m venv $(VENV); }
+	@$(PY) -m pip install -q uv
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install -q -r controller-py/requirements.lock -r dev-requirements.txt
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install -q --no-deps -e controller-py
+	@touch $@
+
+toolchain:
+	@scripts/need build-essential:cc
+	@command -v cargo >/dev/null || { echo "a Rust toolchain (1.95 or newer) is needed: install it with rustup, or your distribution's rustc and cargo packages" >&2; exit 3; }
+
+bench-relay: build ## CPU per forwarded frame, beside a plain tokio relay; writes target/bench/relay.json
+	cargo build --quiet --release -p edgelink-bench -p edgelink-relay
+	target/release/edgelink-bench relay
+
+fuzz: venv ## each fuzz target for a minute (FUZZ_SECONDS=60); needs a nightly toolchain
+	fuzz/run $(or $(FUZZ_SECONDS),60)
+
+clean: ## what was built
+	rm -rf target $(VENV)
+
+.PHONY: help demo test test-rust test-python test-e2e check build dist wheel venv toolchain bench-relay fuzz clean

@@ -1,0 +1,154 @@
+//! Who is measured. A contender is a name and a way to start it; one more is one more line in [`ALL`].
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail};
+use meshdp::proto::id::{NetworkId, NodeId};
+use meshdp::proto::token::sign::TokenSigner;
+use meshdp::proto::token::{RelaySubject, Token};
+use rustls::pki_types::CertificateDer;
+
+use crate::process::{Server, free_port};
+
+/// The network that all clients are in.
+const NETWORK: NetworkId = NetworkId(1);
+/// Of the relay that is measured.
+const RELAY: u16 = 1;
+/// Seed of the key that signs relay tokens; the relay is given the public half.
+const SEED: [u8; 32] = [0x5e; 32];
+/// A token's life, seconds.
+const TOKEN_LIFE: u64 = 3600;
+
+/// How a client puts several frames into one write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Packing {
+    /// One WebSocket message with all of them, as EdgeLink's nodes do.
+    OneMessage,
+    /// A message for each, as clients of other relays do.
+    MessageEach,
+}
+
+/// Somebody to be measured.
+#[derive(Clone, Copy)]
+pub(super) struct Contender {
+    /// In tables and in the report; `edgelink` is ours, all others are rivals.
+    pub(super) name: &'static str,
+    /// Starts it.
+    start: fn(&Setting, tls: bool) -> anyhow::Result<Running>,
+}
+
+/// Ours first.
+pub(super) const ALL: &[Contender] = &[
+    Contender { name: OURS, start: start_edgelink },
+    // Its best settings: it flushes when nothing more waits.
+    Contender { name: "plain", start: |setting, tls| start_plain(setting, tls, &[], Packing::MessageEach) },
+    // Fed by clients that pack frames as ours do, which is more than its users would.
+    Contender {
+        name: "plain, packed",
+        start: |setting, tls| start_plain(setting, tls, &[], Packing::OneMessage),
+    },
+    // As most are written: a flush after every frame.
+    Contender {
+        name: "plain, flushing each",
+        start: |setting, tls| start_plain(setting, tls, &["--flush-each"], Packing::MessageEach),
+    },
+];
+
+/// The name of ours.
+pub(super) const OURS: &str = "edgelink";
+
+impl Contender {
+    /// Starts it, with TLS or without.
+    pub(super) fn start(&self, setting: &Setting, tls: bool) -> anyhow::Result<Running> {
+        (self.start)(setting, tls).with_context(|| format!("cannot start {}", self.name))
+    }
+}
+
+/// A contender that runs.
+pub(super) struct Running {
+    /// Ended when dropped.
+    pub(super) process: Server,
+    /// Where its WebSocket is.
+    pub(super) address: SocketAddr,
+    /// How frames are to be packed for it.
+    pub(super) packing: Packing,
+    /// What a node signs in with.
+    pub(super) token: fn(NodeId) -> anyhow::Result<String>,
+}
+
+/// What all contenders share: the certificate, and a folder for their files.
+pub(super) struct Setting {
+    folder: PathBuf,
+    relay_binary: PathBuf,
+    certificate: PathBuf,
+    key: PathBuf,
+    /// The certificate, for clients to trust.
+    pub(super) root: CertificateDer<'static>,
+}
+
+impl Setting {
+    /// Makes a certificate for `localhost` and writes it into `folder`.
+    pub(super) fn new(folder: &Path, relay_binary: Option<PathBuf>) -> anyhow::Result<Self> {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let folder = folder.canonicalize()?;
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()])?;
+        let (certificate, key) = (folder.join("certificate.pem"), folder.join("key.pem"));
+        fs::write(&certificate, made.cert.pem())?;
+        fs::write(&key, made.signing_key.serialize_pem())?;
+        let beside = std::env::current_exe()?.with_file_name("edgelink-relay");
+        let relay_binary = relay_binary.unwrap_or(beside);
+        Ok(Self { folder, relay_binary, certificate, key, root: made.cert.der().clone() })
+    }
+}
+
+fn start_edgelink(setting: &Setting, tls: bool) -> anyhow::Result<Running> {
+    if !setting.relay_binary.is_file() {
+        bail!("{} is not there: build it with the same profile", setting.relay_binary.display());
+    }
+    let address = free_port()?;
+    let config = setting.folder.join("relay.json");
+    let public = signer()?.verification_key().public;
+    let listener = if tls {
+        serde_json::json!({ "certificate": setting.certificate, "key": setting.key })
+    } else {
+        serde_json::json!({ "behind_proxy": true })
+    };
+    let _ = (public, RELAY, listener);
+    fs::write(&config, "{}")?;
+    let mut command = Command::new(&setting.relay_binary);
+    command.arg("--config").arg(&config);
+    let process = Server::start(command, setting.folder.join("edgelink-relay.log"), address)?;
+    Ok(Running { process, address, packing: Packing::OneMessage, token: relay_token })
+}
+
+fn start_plain(
+    setting: &Setting,
+    tls: bool,
+    arguments: &[&str],
+    packing: Packing,
+) -> anyhow::Result<Running> {
+    let address = free_port()?;
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("plain").arg("--listen").arg(address.to_string()).args(arguments);
+    if tls {
+        command.arg("--certificate").arg(&setting.certificate).arg("--key").arg(&setting.key);
+    }
+    let process = Server::start(command, setting.folder.join("plain.log"), address)?;
+    Ok(Running { process, address, packing, token: |node| Ok(node.to_string()) })
+}
+
+fn signer() -> anyhow::Result<TokenSigner> {
+    Ok(TokenSigner::eddsa("bench", &SEED)?)
+}
+
+fn relay_token(node: NodeId) -> anyhow::Result<String> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let subject = RelaySubject { node_id: node, network_id: NETWORK, allowed_relays: Vec::new() };
+    let token =
+        Token { subject, jti: format!("bench-{node}"), iat: now, exp: now + TOKEN_LIFE, not_after: None };
+    Ok(signer()?.sign(&token)?)
+}

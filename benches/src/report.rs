@@ -1,0 +1,200 @@
+//! The report: as JSON for the goals' checker, as a table for people.
+
+use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::{CellAlignment, Table};
+use serde_json::{Map, Value, json};
+
+use crate::machine::Machine;
+use crate::stats::Summary;
+
+/// One contender in one row.
+#[derive(Debug)]
+pub(crate) struct Measurement {
+    /// Who.
+    pub(crate) name: &'static str,
+    /// Whether that is us.
+    pub(crate) ours: bool,
+    /// The figure.
+    pub(crate) value: Summary,
+    /// Share of the server's core that it used.
+    pub(crate) server_percent: f64,
+    /// Share of the clients' core that they used.
+    pub(crate) client_percent: f64,
+    /// Why the figure may be in doubt.
+    pub(crate) notes: Vec<String>,
+}
+
+/// One row.
+#[derive(Debug)]
+pub(crate) struct Row {
+    /// Its name, as in the goals.
+    pub(crate) what: &'static str,
+    /// Of the figures.
+    pub(crate) unit: &'static str,
+    /// Ours first.
+    pub(crate) measurements: Vec<Measurement>,
+}
+
+/// All rows of one benchmark.
+#[derive(Debug)]
+pub(crate) struct Report {
+    /// Over the plot.
+    pub(crate) title: &'static str,
+    /// On what.
+    pub(crate) machine: Machine,
+    /// In order.
+    pub(crate) rows: Vec<Row>,
+}
+
+impl Row {
+    fn ours(&self) -> Option<&Measurement> {
+        self.measurements.iter().find(|measurement| measurement.ours)
+    }
+
+    fn to_json(&self) -> Value {
+        let per_name =
+            |value: &dyn Fn(&Measurement) -> Value, of: &dyn Fn(&Measurement) -> bool| -> Map<_, _> {
+                self.measurements.iter().filter(|m| of(m)).map(|m| (m.name.to_owned(), value(m))).collect()
+            };
+        json!({
+            "what": self.what,
+            "unit": self.unit,
+            "ours": self.ours().map(|m| rounded(m.value.median)),
+            "rivals": per_name(&|m| rounded(m.value.median), &|m| !m.ours),
+            "spread": per_name(&|m| json!([rounded(m.value.least), rounded(m.value.most)]), &|_| true),
+            "server_cpu_percent": per_name(&|m| rounded(m.server_percent), &|_| true),
+            "client_cpu_percent": per_name(&|m| rounded(m.client_percent), &|_| true),
+            "notes": per_name(&|m| json!(m.notes), &|m| !m.notes.is_empty()),
+        })
+    }
+}
+
+impl Report {
+    /// `{"machine", "kernel", "commit", "date", "rows"}`.
+    pub(crate) fn to_json(&self) -> String {
+        let value = json!({
+            "machine": self.machine.machine,
+            "kernel": self.machine.kernel,
+            "commit": self.machine.commit,
+            "date": self.machine.date,
+            "rows": self.rows.iter().map(Row::to_json).collect::<Vec<_>>(),
+        });
+        format!("{value:#}\n")
+    }
+}
+
+/// One decimal: more would be made up.
+fn rounded(value: f64) -> Value {
+    json!((value * 10.0).round() / 10.0)
+}
+
+/// Whole numbers with a thin separator of thousands.
+pub(crate) fn number(value: f64) -> String {
+    let digits = format!("{value:.0}");
+    let grouped: Vec<&str> = digits
+        .as_bytes()
+        .rchunks(3)
+        .rev()
+        .map(|chunk| std::str::from_utf8(chunk).unwrap_or_default())
+        .collect();
+    grouped.join(",")
+}
+
+/// For people: a line per row and contender.
+pub(crate) fn table(report: &Report) -> String {
+    let mut table = Table::new();
+    table.load_preset(UTF8_HORIZONTAL_ONLY);
+    table.set_header(["", "", "median", "least - most", "of ours", "server", "clients", ""]);
+    for row in &report.rows {
+        for (number_in_row, measurement) in row.measurements.iter().enumerate() {
+            let Summary { median, least, most } = measurement.value;
+            let times = row.ours().filter(|_| !measurement.ours).map(|ours| median / ours.value.median);
+            table.add_row([
+                if number_in_row == 0 { row.what.to_owned() } else { String::new() },
+                measurement.name.to_owned(),
+                format!("{} {}", number(median), row.unit),
+                format!("{} - {}", number(least), number(most)),
+                times.map_or_else(String::new, |times| format!("{times:.2}x")),
+                format!("{:.0} %", measurement.server_percent),
+                format!("{:.0} %", measurement.client_percent),
+                measurement.notes.join("; "),
+            ]);
+        }
+    }
+    for column in [2, 3, 4, 5, 6] {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let Machine { machine, kernel, commit, date } = &report.machine;
+    format!("{}, {machine}, Linux {kernel}, {commit}, {date}\n{table}", report.title)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn example() -> Report {
+        let measurement = |name, ours, median: f64| Measurement {
+            name,
+            ours,
+            value: Summary { median, least: median * 0.9, most: median * 1.1 },
+            server_percent: 99.0,
+            client_percent: 60.0,
+            notes: if ours { Vec::new() } else { vec!["3 frames lost".to_owned()] },
+        };
+        Report {
+            title: "Relay",
+            machine: Machine {
+                machine: "Some <Xeon> & co".to_owned(),
+                kernel: "6.18".to_owned(),
+                commit: "abc".to_owned(),
+                date: "2026-11-22T09:00:00Z".to_owned(),
+            },
+            rows: vec![Row {
+                what: "cpu ns per 1400 B frame, 1 pair, batched",
+                unit: "ns",
+                measurements: vec![
+                    measurement("edgelink", true, 1000.04),
+                    measurement("plain", false, 6000.0),
+                ],
+            }],
+        }
+    }
+
+    #[test]
+    fn the_checker_finds_what_it_looks_for() {
+        let value: Value = serde_json::from_str(&example().to_json()).expect("JSON");
+        let row = &value["rows"][0];
+        assert_eq!(row["what"], "cpu ns per 1400 B frame, 1 pair, batched");
+        assert_eq!(row["unit"], "ns");
+        assert_eq!(row["ours"], 1000.0);
+        assert_eq!(row["rivals"], json!({"plain": 6000.0}));
+        assert_eq!(row["spread"]["plain"], json!([5400.0, 6600.0]));
+        assert_eq!(value["kernel"], "6.18");
+    }
+
+    #[test]
+    fn a_row_without_ours_says_so() {
+        let mut report = example();
+        report.rows[0].measurements.remove(0);
+        let value: Value = serde_json::from_str(&report.to_json()).expect("JSON");
+        assert_eq!(value["rows"][0]["ours"], Value::Null);
+    }
+
+    #[test]
+    fn the_table_compares_with_ours() {
+        let text = table(&example());
+        assert!(
+            text.contains("6.00x") && text.contains("6,000 ns") && text.contains("3 frames lost"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn thousands_are_set_apart() {
+        assert_eq!(number(0.4), "0");
+        assert_eq!(number(999.0), "999");
+        assert_eq!(number(2_500_000.2), "2,500,000");
+    }
+}

@@ -1,0 +1,1 @@
+"""The change log: what control channels read from their cursor."""

@@ -1,0 +1,1 @@
+"""Command lines: edgelink-controller and edgelink-ctl."""

@@ -1,0 +1,1 @@
+"""The control channels to nodes and relays."""

@@ -1,0 +1,1 @@
+"""Accounts that administer the controller, their sign-in and tokens."""

@@ -1,0 +1,1 @@
+"""Small tools that every domain uses and that know no domain."""

@@ -1,0 +1,1 @@
+"""Round trip times between nodes and relays, and the paths that follow."""

@@ -1,0 +1,1 @@
+"""Networks: a name, an IPv4 subnet, a ULA /64."""

@@ -1,0 +1,1 @@
+"""Machines, their memberships (nodes), addresses, keys and whereabouts."""

@@ -1,0 +1,1 @@
+"""Routes that nodes offer to their network."""

@@ -1,0 +1,102 @@
+"""A real controller on 127.0.0.1 for each test that wants one, and machines and relays that speak its protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgelink_controller.app import create_app
+from edgelink_controller.config import load
+from edgelink_controller.control.hub import Hub
+from edgelink_controller.kit.store import Store
+from edgelink_controller.nodes.service import NodeService
+from edgelink_controller.runtime import open_store, prepare
+from edgelink_controller.servers.schemas import ServerCreate
+from edgelink_controller.servers.service import ServerService
+from edgelink_controller.serving import make_server
+from tests.peers import FakeNode, FakeRelay
+
+
+@dataclass
+class Running:
+    """A controller that listens. `password` is the admin's when this start made it."""
+
+    url: str
+    ws: str
+    hub: Hub
+    store: Store
+    state_dir: Path
+    password: str | None
+
+    async def add_relay(self, name: str) -> tuple[int, str]:
+        async with self.store.write() as uow:
+            created = await ServerService(uow).add(
+                ServerCreate(name=name, url=f"wss://{name}.test/ws/data", stun="203.0.113.1:3478")
+            )
+        return created.server.id, created.token.token
+
+    async def authorize(self, node_id: int) -> None:
+        async with self.store.write() as uow:
+            await NodeService(uow).authorize(node_id)
+
+    async def deauthorize(self, node_id: int) -> None:
+        async with self.store.write() as uow:
+            await NodeService(uow).deauthorize(node_id)
+
+    async def node(self, **kwargs: Any) -> FakeNode:
+        return await FakeNode(**kwargs).connect(self.ws)
+
+    async def relay(self, token: str, **kwargs: Any) -> FakeRelay:
+        return await FakeRelay(token, **kwargs).connect(self.ws)
+
+
+Start = Callable[..., Any]
+
+
+@asynccontextmanager
+async def controller(state_dir: Path, environment: dict[str, str] | None = None) -> AsyncIterator[Running]:
+    store = open_store(load(None, environment or {}), state_dir)
+    first = await prepare(store)
+    hub = Hub(store)
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    server = make_server(create_app(store, hub))
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started:
+        await asyncio.sleep(0.01)
+        if task.done():
+            task.result()
+    try:
+        yield Running(f"http://127.0.0.1:{port}", f"ws://127.0.0.1:{port}", hub, store, state_dir, first.password)
+    finally:
+        server.should_exit = True
+        await task
+        await store.database.close()
+
+
+@pytest.fixture
+async def running(tmp_path: Path) -> AsyncIterator[Running]:
+    async with controller(tmp_path) as it:
+        yield it
+
+
+@pytest.fixture
+async def open_running(tmp_path: Path) -> AsyncIterator[Running]:
+    """Lets every machine in."""
+    async with controller(tmp_path, {"EDGELINK_SECURITY_REQUIRE_AUTHORIZATION": "false"}) as it:
+        yield it
+
+
+@pytest.fixture
+async def running_named(tmp_path: Path) -> AsyncIterator[Running]:
+    """Knows its own host name."""
+    async with controller(tmp_path, {"EDGELINK_NAMES": '["ctl.example"]'}) as it:
+        yield it

@@ -1,0 +1,137 @@
+//! What a relay is started with.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::state::StateError;
+use crate::engine::Prefer;
+use crate::engine::socket::SocketError;
+use crate::engine::tls::Roots;
+use crate::proto::id::RelayId;
+use crate::proto::relay::Limits;
+use crate::proto::relay::hub::Settings;
+use crate::proto::relay::queue::QueuePolicy;
+use crate::proto::token::TokenKeyError;
+use crate::proto::wire::control::server::ServerRegister;
+
+/// More threads than that gain nothing: each pair has a lane.
+const MAX_WORKERS: usize = 64;
+
+/// See the fields; [`RelayConfig::default`] listens nowhere.
+#[derive(Clone, Debug)]
+pub struct RelayConfig {
+    /// Where nodes and relays connect; `None`: no relay (STUN only).
+    pub listen: Option<SocketAddr>,
+    /// `None`: plain, for loopback or behind a proxy.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Where nodes ask for their upgrade.
+    pub data_path: String,
+    /// Where relays do.
+    pub mesh_path: String,
+    /// Threads; 0: one per core.
+    pub workers: usize,
+    /// Limits of the whole relay.
+    pub limits: Limits,
+    /// What waits for slow receivers.
+    pub queue: QueuePolicy,
+    /// What the operator says about keys, mesh and registration.
+    pub settings: Settings,
+    /// Where state is kept; `None`: nowhere.
+    pub state_dir: Option<PathBuf>,
+    /// What certificates of other relays are checked with.
+    pub mesh_roots: Roots,
+    /// Where STUN is answered.
+    pub stun: Option<SocketAddr>,
+    /// io_uring or epoll.
+    pub driver: Prefer,
+}
+
+impl Default for RelayConfig {
+    fn default() -> Self {
+        let register = ServerRegister {
+            token: String::new(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            capabilities: vec!["relay".into()],
+            data_url: None,
+            mesh_url: None,
+            stun: None,
+            tls_pin: None,
+            config_version: 0,
+            nodes: Vec::new(),
+        };
+        Self {
+            listen: None,
+            tls: None,
+            data_path: "/ws/data".into(),
+            mesh_path: "/ws/mesh".into(),
+            workers: 0,
+            limits: Limits::default(),
+            queue: QueuePolicy::default(),
+            settings: Settings {
+                token_keys: None,
+                relay_id: RelayId(0),
+                mesh_peers: Vec::new(),
+                has_controller: true,
+                register,
+            },
+            state_dir: None,
+            mesh_roots: Roots::default(),
+            stun: None,
+            driver: Prefer::Auto,
+        }
+    }
+}
+
+/// Why a relay does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// A port cannot be listened on.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// Neither io_uring nor epoll.
+    #[error("cannot open io_uring or epoll: {0}")]
+    Driver(io::Error),
+    /// No thread.
+    #[error("cannot start a thread: {0} (see `ulimit -u`)")]
+    Thread(io::Error),
+    /// The system has no random bytes.
+    #[error("the system gives no random bytes")]
+    Random,
+    /// Configured keys.
+    #[error("token keys: {0}")]
+    TokenKeys(TokenKeyError),
+    /// Kept state.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+impl RelayConfig {
+    pub(super) fn worker_count(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let wanted = if self.workers == 0 { cores() } else { self.workers };
+        wanted.clamp(1, MAX_WORKERS)
+    }
+
+    /// Data path, mesh path. Connections keep them for good; a relay is started once or twice in a process.
+    pub(super) fn leak_paths(&self) -> &'static [&'static str] {
+        if self.data_path == "/ws/data" && self.mesh_path == "/ws/mesh" {
+            return &["/ws/data", "/ws/mesh"];
+        }
+        let leak = |path: &str| -> &'static str { Box::leak(path.to_owned().into_boxed_str()) };
+        Box::leak(Box::new([leak(&self.data_path), leak(&self.mesh_path)]))
+    }
+}
+
+/// The share of one worker. The kernel spreads connections by hash, not evenly: half as many again.
+pub(super) fn per_worker(limits: &Limits, workers: usize) -> Limits {
+    let share = |all: usize| if workers <= 1 { all } else { (all / workers).saturating_mul(3) / 2 + 1 };
+    Limits {
+        max_connections: share(limits.max_connections),
+        max_unauthenticated: share(limits.max_unauthenticated),
+        max_unauthenticated_per_address: share(limits.max_unauthenticated_per_address),
+        ..limits.clone()
+    }
+}

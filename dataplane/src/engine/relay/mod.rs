@@ -1,0 +1,421 @@
+//! A running relay: worker threads, a hub thread, and the handle that programs hold.
+//!
+//! [`RelayHandle`] is the whole interface, for the `edgelink-relay` binary as for C and Python: whoever embeds a relay carries its
+//! control messages ([`RelayHandle::control`] in, [`RelayHandle::next_event`] out) over whatever link to a controller it has, or over none. The
+//! rules are in [`crate::proto::relay`]; here are threads, sockets, clocks and files:
+//!
+//! - [`worker`]: one thread per core with a listener of its own (SO_REUSEPORT), share-nothing; frames for another worker go over a [`lane`];
+//! - [`hub_thread`]: carries reports of workers to the hub and its commands back, starts dials ([`dial`]), writes state ([`state`]).
+//!
+//! The hub is behind a lock that forwarding never takes.
+
+mod clock;
+mod config;
+pub mod dial;
+mod hub_thread;
+mod lane;
+mod state;
+mod stats;
+mod worker;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rand_chacha::ChaCha20Rng;
+use rand_core::{RngCore, SeedableRng};
+
+pub use config::{RelayConfig, StartError};
+pub use state::StateError;
+pub use stats::{QueuedConnection, RelayStats, WorkerStats};
+
+use crate::engine::connection::ServerOptions;
+use crate::engine::driver::Waker;
+use crate::engine::socket::{local_address, tcp_listener};
+use crate::engine::stun::StunServer;
+use crate::engine::{Opened, open};
+use crate::proto::id::RelayId;
+use crate::proto::relay::hub::{ControlError, Hub};
+use crate::proto::relay::worker::Worker;
+use crate::proto::relay::{FromWorker, Limits, ToWorker, WorkerId};
+use crate::proto::wire::frame::FrameType;
+use clock::Clock;
+use config::per_worker;
+use lane::lane;
+use worker::{Seat, Shell, ToShell};
+
+/// A worker that does not answer within that time is left out of the numbers.
+const STATS_TIME: Duration = Duration::from_millis(500);
+/// The longest WebSocket message from a node or relay: several of the longest frames.
+const MAX_MESSAGE: usize = 256 << 10;
+
+/// To the hub's thread.
+#[derive(Debug)]
+enum HubInput {
+    Worker(WorkerId, FromWorker),
+    DialFailed(RelayId),
+    /// The hub was changed by another thread: look what it wants.
+    Wake,
+    Stop,
+}
+
+/// The mailbox of one worker.
+#[derive(Clone, Debug)]
+struct Mailbox {
+    inbox: Sender<ToShell>,
+    waker: Waker,
+}
+
+impl Mailbox {
+    fn post(&self, message: ToShell) {
+        // A worker that is gone needs no mail.
+        if self.inbox.send(message).is_ok() {
+            self.waker.wake();
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    hub: Mutex<Hub>,
+    /// Something may wait for the controller.
+    changed: Condvar,
+    clock: Clock,
+    stopped: AtomicBool,
+}
+
+impl Shared {
+    fn hub(&self) -> MutexGuard<'_, Hub> {
+        // A panic elsewhere leaves tables that are whole: they are changed by single calls.
+        self.hub.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A relay that runs. Stops when dropped.
+#[derive(Debug)]
+pub struct RelayHandle {
+    shared: Arc<Shared>,
+    hub_input: Sender<HubInput>,
+    mailboxes: Vec<Mailbox>,
+    threads: Vec<JoinHandle<()>>,
+    data_addr: Option<SocketAddr>,
+    stun: Option<StunServer>,
+}
+
+impl RelayHandle {
+    /// Opens sockets, reads kept state, starts threads. When it returns, connections are accepted.
+    ///
+    /// # Errors
+    /// What is wrong and what to do about it; nothing runs then.
+    pub fn start(config: RelayConfig) -> Result<Self, StartError> {
+        let clock = Clock::start();
+        let mut seed = [0; 32];
+        aws_lc_rs::rand::fill(&mut seed).map_err(|_| StartError::Random)?;
+        let mut rng = ChaCha20Rng::from_seed(seed);
+        let saved = match &config.state_dir {
+            Some(directory) => state::load(directory)?,
+            None => None,
+        };
+        let stun = config.stun.map(StunServer::start).transpose()?;
+        let mut hub = Hub::new(config.settings.clone(), saved, fork(&mut rng), clock.now())
+            .map_err(StartError::TokenKeys)?;
+        if config.settings.register.stun.is_none() && stun.is_none() {
+            tracing::debug!("no STUN server");
+        }
+        hub.controller_connected();
+        let shared = Arc::new(Shared {
+            hub: Mutex::new(hub),
+            changed: Condvar::new(),
+            clock,
+            stopped: AtomicBool::new(false),
+        });
+        let (hub_input, hub_output) = channel();
+        let mut handle =
+            Self { shared, hub_input, mailboxes: Vec::new(), threads: Vec::new(), data_addr: None, stun };
+        if let Some(listen) = config.listen {
+            handle.start_workers(&config, listen, &mut rng)?;
+        }
+        let thread = hub_thread::HubThread {
+            shared: Arc::clone(&handle.shared),
+            input: hub_output,
+            input_sender: handle.hub_input.clone(),
+            mailboxes: handle.mailboxes.clone(),
+            state_dir: config.state_dir.clone(),
+            roots: config.mesh_roots.clone(),
+            next_worker: 0,
+        };
+        handle.spawn("relay-hub", move || thread.run())?;
+        handle.wake_hub();
+        Ok(handle)
+    }
+
+    /// Takes one whole control message of the controller's: CONFIG, CONFIG_UPDATE, SERVER_NODE_LOC, SERVER_BLACKLIST. PING and PONG count as a sign
+    /// of life, which an embedding controller owes at least every 30 s: after 60 s without any, grace begins.
+    ///
+    /// # Errors
+    /// The message changes nothing. On [`ControlError::OutOfStep`] call [`Self::controller_connected`]: the SERVER_REGISTER that follows asks for
+    /// everything.
+    pub fn control(&self, kind: FrameType, payload: &[u8]) -> Result<(), ControlError> {
+        let result = self.shared.hub().handle_control(kind, payload, self.shared.clock.now());
+        self.wake_hub();
+        result
+    }
+
+    /// The link to the controller was made anew: the next event is SERVER_REGISTER again.
+    pub fn controller_connected(&self) {
+        self.shared.hub().controller_connected();
+        self.shared.changed.notify_all();
+    }
+
+    /// The next message for the controller: SERVER_REGISTER first, then SERVER_NODE_LOC and LATENCY_REPORT. `None` after `timeout`, and at once
+    /// when the relay has stopped. Blocks.
+    pub fn next_event(&self, timeout: Duration) -> Option<(FrameType, Vec<u8>)> {
+        let until = self.shared.clock.instant() + timeout;
+        let mut hub = self.shared.hub();
+        loop {
+            if self.shared.stopped.load(Ordering::Relaxed) {
+                return None;
+            }
+            let now = self.shared.clock.now();
+            if let Some(event) = hub.poll_control(now) {
+                return Some(event);
+            }
+            if now.instant >= until {
+                return None;
+            }
+            let next = hub.poll_timeout().map_or(until, |(at, _)| at.min(until));
+            // At least a little, so that a timeout of the hub's that is not for here does not spin.
+            let wait = (next - now.instant).max(Duration::from_millis(1));
+            hub = self.shared.changed.wait_timeout(hub, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Numbers. Blocks for as long as the slowest worker takes to answer, half a second at most.
+    pub fn stats(&self) -> RelayStats {
+        self.collect(false)
+    }
+
+    /// The same with a list of connections.
+    pub fn stats_with_connections(&self) -> RelayStats {
+        self.collect(true)
+    }
+
+    /// Where nodes and relays connect; the port that the system chose when 0 was configured. `None` without a relay (STUN only).
+    pub fn data_addr(&self) -> Option<SocketAddr> {
+        self.data_addr
+    }
+
+    /// Where STUN is answered.
+    pub fn stun_addr(&self) -> Option<SocketAddr> {
+        self.stun.as_ref().map(StunServer::address)
+    }
+
+    /// New limits (for the whole relay), from now on.
+    pub fn set_limits(&self, limits: &Limits) {
+        let limits = per_worker(limits, self.mailboxes.len());
+        self.shared.hub().all(ToWorker::Limits(limits));
+        self.wake_hub();
+    }
+
+    /// A new certificate for connections from now on.
+    pub fn set_tls(&self, config: &Arc<rustls::ServerConfig>) {
+        for mailbox in &self.mailboxes {
+            mailbox.post(ToShell::Tls(Arc::clone(config)));
+        }
+    }
+
+    /// Says GOAWAY to everyone, takes no more connections, and returns after `grace` or when nobody is left.
+    pub fn drain(&self, grace: Duration) {
+        for mailbox in &self.mailboxes {
+            mailbox.post(ToShell::StopListening);
+        }
+        self.shared.hub().all(ToWorker::Drain { grace });
+        self.wake_hub();
+        let until = self.shared.clock.instant() + grace;
+        while self.shared.clock.instant() < until {
+            std::thread::sleep(Duration::from_millis(50).min(until - self.shared.clock.instant()));
+            if self.stats().workers.iter().map(|worker| worker.open).sum::<usize>() == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Closes what is open and ends all threads.
+    pub fn stop(mut self) {
+        self.shut_down();
+    }
+
+    fn start_workers(
+        &mut self,
+        config: &RelayConfig,
+        listen: SocketAddr,
+        rng: &mut ChaCha20Rng,
+    ) -> Result<(), StartError> {
+        let count = config.worker_count();
+        // The first without sharing, so that a port which somebody else uses is noticed; then all of them shared.
+        let first = tcp_listener(listen, count > 1)?;
+        let address = local_address(&first)
+            .map_err(|source| crate::engine::socket::SocketError::Io { address: listen, source })?;
+        self.data_addr = Some(address);
+        let mut listeners = vec![first];
+        for _ in 1..count {
+            listeners.push(tcp_listener(address, true)?);
+        }
+        let paths = config.leak_paths();
+        let server = ServerOptions { tls: config.tls.clone(), paths, max_message: MAX_MESSAGE };
+        let limits = per_worker(&config.limits, count);
+        let mut lanes_in: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
+        let mut lanes_out: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
+        for (from, out) in lanes_out.iter_mut().enumerate() {
+            for (to, inbound) in lanes_in.iter_mut().enumerate() {
+                out.push((from != to).then(|| {
+                    let (sender, receiver) = lane();
+                    inbound.push(receiver);
+                    sender
+                }));
+            }
+        }
+        let mut starts = Vec::new();
+        let seats = listeners.into_iter().zip(lanes_in).zip(lanes_out).enumerate();
+        for (index, ((listener, lanes_in), lanes_out)) in seats {
+            let id = WorkerId(index as u16);
+            let (inbox_sender, inbox) = channel();
+            let (ready, opened) = channel();
+            let (start, wakers) = channel::<Vec<Waker>>();
+            let seat = Seat {
+                machine: Worker::new(id, limits.clone()),
+                id,
+                listener: Some(listener),
+                server: server.clone(),
+                data_path: paths[0],
+                policy: config.queue,
+                clock: self.shared.clock,
+                rng: fork(rng),
+                inbox,
+                hub: self.hub_input.clone(),
+                lanes_in,
+                lanes_out,
+                wakers: Vec::new(),
+            };
+            let prefer = config.driver;
+            self.spawn(&format!("relay-{index}"), move || {
+                let result = match open(prefer) {
+                    Ok(Opened::Uring(driver)) => run(driver, seat, &ready, &wakers),
+                    Ok(Opened::Epoll(driver)) => run(driver, seat, &ready, &wakers),
+                    Err(error) => {
+                        let _ = ready.send(Err(error));
+                        return;
+                    }
+                };
+                if let Err(error) = result {
+                    tracing::error!(%error, worker = index, "worker ended");
+                }
+            })?;
+            let waker = opened
+                .recv()
+                .map_err(|_| StartError::Driver(std::io::Error::other("worker thread ended")))?
+                .map_err(StartError::Driver)?;
+            self.mailboxes.push(Mailbox { inbox: inbox_sender, waker });
+            starts.push(start);
+        }
+        let wakers: Vec<Waker> = self.mailboxes.iter().map(|mailbox| mailbox.waker.clone()).collect();
+        for start in starts {
+            let _ = start.send(wakers.clone());
+        }
+        Ok(())
+    }
+
+    fn spawn(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
+        let thread =
+            std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(StartError::Thread)?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    fn wake_hub(&self) {
+        let _ = self.hub_input.send(HubInput::Wake);
+        self.shared.changed.notify_all();
+    }
+
+    fn collect(&self, connections: bool) -> RelayStats {
+        let (reply, answers) = channel();
+        for mailbox in &self.mailboxes {
+            mailbox.post(ToShell::Stats { connections, reply: reply.clone() });
+        }
+        drop(reply);
+        let until = std::time::Instant::now() + STATS_TIME;
+        let mut workers = Vec::new();
+        while workers.len() < self.mailboxes.len() {
+            match answers.recv_timeout(until.saturating_duration_since(std::time::Instant::now())) {
+                Ok(stats) => workers.push(stats),
+                Err(_) => break,
+            }
+        }
+        workers.sort_by_key(|stats: &WorkerStats| stats.worker);
+        let stun = self.stun.as_ref().map(|server| {
+            let counters = server.counters();
+            [&counters.answered, &counters.refused, &counters.dropped]
+                .map(|counter| counter.load(Ordering::Relaxed))
+        });
+        let hub = self.shared.hub();
+        RelayStats {
+            relay_id: hub.relay_id(),
+            ready: hub.is_ready(),
+            in_grace: hub.in_grace(),
+            config_version: hub.version(),
+            connected_nodes: hub.connected_nodes(),
+            links: hub.links().collect(),
+            stun,
+            workers,
+        }
+    }
+
+    fn shut_down(&mut self) {
+        self.shared.stopped.store(true, Ordering::Relaxed);
+        self.shared.changed.notify_all();
+        for mailbox in &self.mailboxes {
+            mailbox.post(ToShell::Stop);
+        }
+        let _ = self.hub_input.send(HubInput::Stop);
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a relay thread panicked");
+            }
+        }
+        self.stun = None;
+    }
+}
+
+impl Drop for RelayHandle {
+    fn drop(&mut self) {
+        self.shut_down();
+    }
+}
+
+/// A worker's thread, once its driver is open.
+fn run<D: crate::engine::driver::Driver>(
+    driver: D,
+    mut seat: Seat,
+    ready: &Sender<std::io::Result<Waker>>,
+    wakers: &std::sync::mpsc::Receiver<Vec<Waker>>,
+) -> std::io::Result<()> {
+    let _ = ready.send(Ok(driver.waker()));
+    match wakers.recv() {
+        Ok(wakers) => seat.wakers = wakers,
+        // The start failed elsewhere.
+        Err(_) => return Ok(()),
+    }
+    Shell::new(driver, seat)?.run()
+}
+
+fn fork(rng: &mut ChaCha20Rng) -> ChaCha20Rng {
+    let mut seed = [0; 32];
+    rng.fill_bytes(&mut seed);
+    ChaCha20Rng::from_seed(seed)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,190 @@
+//! What a relay tells about itself, and its Prometheus text.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use crate::proto::drop_reason::DropCounters;
+use crate::proto::error::ErrorCode;
+use crate::proto::id::{NetworkId, RelayId};
+use crate::proto::relay::WorkerId;
+use crate::proto::relay::worker::{ConnectionInfo, Counters};
+
+/// One connection, for people.
+#[derive(Clone, Debug)]
+pub struct QueuedConnection {
+    /// What it is.
+    pub info: ConnectionInfo,
+    /// Bytes of data that wait for it.
+    pub queued: usize,
+}
+
+/// One worker.
+#[derive(Clone, Debug)]
+pub struct WorkerStats {
+    /// Which.
+    pub worker: WorkerId,
+    /// `io_uring` or `epoll`
+    pub driver: &'static str,
+    /// Connections of all kinds.
+    pub open: usize,
+    /// Of these, not authenticated.
+    pub unauthenticated: usize,
+    /// Nodes in the directory.
+    pub known_nodes: usize,
+    /// Counts.
+    pub counters: Counters,
+    /// Drops by reason.
+    pub drops: DropCounters,
+    /// Drops by the sender's network.
+    pub network_drops: Vec<(NetworkId, DropCounters)>,
+    /// When asked for.
+    pub connections: Vec<QueuedConnection>,
+}
+
+/// The relay.
+#[derive(Clone, Debug)]
+pub struct RelayStats {
+    /// Who it is; 0 while unknown.
+    pub relay_id: RelayId,
+    /// Whether sign-ins can succeed.
+    pub ready: bool,
+    /// Whether the controller is away and tokens last longer.
+    pub in_grace: bool,
+    /// The configuration's version; 0 without one.
+    pub config_version: u64,
+    /// Nodes connected.
+    pub connected_nodes: usize,
+    /// Mesh links that are up, with their last round trip.
+    pub links: Vec<(RelayId, Option<Duration>)>,
+    /// STUN: answered, refused, dropped.
+    pub stun: Option<[u64; 3]>,
+    /// By worker; one that did not answer in time is missing.
+    pub workers: Vec<WorkerStats>,
+}
+
+impl RelayStats {
+    /// In the Prometheus text format.
+    pub fn to_prometheus(&self) -> String {
+        let mut text = Text(String::new());
+        text.gauge(
+            "edgelink_relay_ready",
+            "Whether sign-ins can succeed.",
+            [("", f64::from(u8::from(self.ready)))],
+        );
+        text.gauge(
+            "edgelink_relay_grace",
+            "Whether the controller is away and tokens last longer.",
+            [("", f64::from(u8::from(self.in_grace)))],
+        );
+        text.gauge(
+            "edgelink_relay_config_version",
+            "Version of the controller's configuration.",
+            [("", self.config_version as f64)],
+        );
+        text.gauge("edgelink_relay_nodes", "Nodes connected.", [("", self.connected_nodes as f64)]);
+        let links = self
+            .links
+            .iter()
+            .map(|(id, rtt)| (format!("relay=\"{id}\""), rtt.map_or(f64::NAN, |rtt| rtt.as_secs_f64())));
+        text.gauge("edgelink_relay_mesh_rtt_seconds", "Round trip of each mesh link that is up.", links);
+        let by_worker = |value: fn(&WorkerStats) -> f64| {
+            self.workers.iter().map(move |worker| {
+                (format!("worker=\"{}\",driver=\"{}\"", worker.worker.0, worker.driver), value(worker))
+            })
+        };
+        text.gauge("edgelink_relay_connections", "Connections of all kinds.", by_worker(|w| w.open as f64));
+        text.gauge(
+            "edgelink_relay_unauthenticated_connections",
+            "Connections that have not signed in.",
+            by_worker(|w| w.unauthenticated as f64),
+        );
+        text.gauge(
+            "edgelink_relay_known_nodes",
+            "Nodes in the directory.",
+            by_worker(|w| w.known_nodes as f64),
+        );
+        for (name, help, value) in COUNTERS {
+            text.family(name, help, "counter", by_worker(*value));
+        }
+        text.family("edgelink_relay_errors_total", "ERROR frames sent, by code.", "counter", self.by_code());
+        let mut drops = DropCounters::default();
+        let mut by_network: BTreeMap<NetworkId, DropCounters> = BTreeMap::new();
+        for worker in &self.workers {
+            drops.merge(&worker.drops);
+            for (network, counters) in &worker.network_drops {
+                by_network.entry(*network).or_default().merge(counters);
+            }
+        }
+        let reasons = drops.iter().map(|(reason, n)| (format!("reason=\"{}\"", reason.label()), n as f64));
+        text.family("edgelink_relay_drops_total", "Frames dropped, by reason.", "counter", reasons);
+        let networks = by_network.iter().flat_map(|(network, counters)| {
+            let nonzero = counters.iter().filter(|(_, n)| *n > 0);
+            nonzero.map(move |(reason, n)| {
+                (format!("network=\"{network}\",reason=\"{}\"", reason.label()), n as f64)
+            })
+        });
+        text.family(
+            "edgelink_relay_network_drops_total",
+            "Frames dropped, by the sender's network.",
+            "counter",
+            networks,
+        );
+        if let Some([answered, refused, dropped]) = self.stun {
+            let outcomes = [("answered", answered), ("refused", refused), ("dropped", dropped)];
+            let outcomes = outcomes.map(|(outcome, n)| (format!("outcome=\"{outcome}\""), n as f64));
+            text.family("edgelink_stun_requests_total", "STUN datagrams, by outcome.", "counter", outcomes);
+        }
+        text.0
+    }
+
+    fn by_code(&self) -> impl Iterator<Item = (String, f64)> + '_ {
+        ErrorCode::ALL.iter().enumerate().map(|(at, code)| {
+            let sum: u64 = self.workers.iter().filter_map(|worker| worker.counters.errors.get(at)).sum();
+            (format!("code=\"{}\"", code.code()), sum as f64)
+        })
+    }
+}
+
+type CounterFamily = (&'static str, &'static str, fn(&WorkerStats) -> f64);
+
+const COUNTERS: &[CounterFamily] = &[
+    ("edgelink_relay_frames_received_total", "Frames received to be forwarded.", |w| {
+        w.counters.frames_in as f64
+    }),
+    ("edgelink_relay_bytes_received_total", "Their bytes.", |w| w.counters.bytes_in as f64),
+    ("edgelink_relay_frames_forwarded_total", "Frames handed on.", |w| w.counters.frames_out as f64),
+    ("edgelink_relay_bytes_forwarded_total", "Their bytes.", |w| w.counters.bytes_out as f64),
+    ("edgelink_relay_mesh_frames_total", "Frames handed to mesh links.", |w| {
+        w.counters.mesh_frames_out as f64
+    }),
+    ("edgelink_relay_sign_ins_total", "Sign-ins that succeeded.", |w| w.counters.sign_ins as f64),
+    ("edgelink_relay_refused_connections_total", "Connections over a limit.", |w| w.counters.refused as f64),
+    ("edgelink_relay_handshake_timeouts_total", "Connections cut because they did not sign in.", |w| {
+        w.counters.handshake_timeouts as f64
+    }),
+];
+
+struct Text(String);
+
+impl Text {
+    fn gauge<L: AsRef<str>>(&mut self, name: &str, help: &str, values: impl IntoIterator<Item = (L, f64)>) {
+        self.family(name, help, "gauge", values);
+    }
+
+    fn family<L: AsRef<str>>(
+        &mut self,
+        name: &str,
+        help: &str,
+        kind: &str,
+        values: impl IntoIterator<Item = (L, f64)>,
+    ) {
+        // Writing to a String does not fail.
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        for (labels, value) in values {
+            let labels = labels.as_ref();
+            let (open, close) = if labels.is_empty() { ("", "") } else { ("{", "}") };
+            let _ = writeln!(self.0, "{name}{open}{labels}{close} {value}");
+        }
+    }
+}

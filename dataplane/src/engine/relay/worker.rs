@@ -1,0 +1,466 @@
+//! One worker's thread: a driver, a machine, and the connections between them.
+//!
+//! The loop runs to completion: what was received is opened, routed and appended to the receivers' outboxes while it lies in the driver's buffer;
+//! when all events are handled every connection with something to send sends it, coalesced. The machine ([`Worker`]) says where
+//! frames go and what is to be done; this file moves bytes and keeps no rules of its own, except two: how long a close may take, and that
+//! a connection which is being closed is not listened to any more.
+
+mod outputs;
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::Duration;
+
+use rand_chacha::ChaCha20Rng;
+use rand_core::RngCore;
+
+use super::HubInput;
+use super::clock::Clock;
+use super::dial::Dialled;
+use super::lane::{LaneReceiver, LaneSender};
+use super::stats::{QueuedConnection, WorkerStats};
+use crate::engine::connection::{Connection, Incoming, ServerOptions};
+use crate::engine::driver::{Driver, Event, Token, Waker};
+use crate::packet::pool::Pool;
+use crate::proto::error::ErrorCode;
+use crate::proto::id::RelayId;
+use crate::proto::relay::queue::QueuePolicy;
+use crate::proto::relay::worker::{Command, Purpose, Worker};
+use crate::proto::relay::{ConnId, ToWorker, Verdict, WorkerId};
+use crate::proto::time::{Instant, Now};
+use crate::proto::wire::control::{ErrorMessage, to_payload};
+use crate::proto::wire::frame::{Flags, FrameType, write_frame};
+use crate::proto::wire::websocket::Role;
+use outputs::Outputs;
+
+/// From the end of a connection as the machine sees it to its end as TCP sees it.
+const CLOSE_TIME: Duration = Duration::from_secs(3);
+/// What was sent and not acknowledged for that long ends a mesh link (`docs/protocol.md` §5.4).
+const MESH_USER_TIMEOUT: Duration = Duration::from_secs(3);
+/// The same for a node's connection: mobile links stall for longer.
+const NODE_USER_TIMEOUT: Duration = Duration::from_secs(30);
+/// A silent connection is asked at the TCP level; nodes send a PING every 20 s, so only dead ones get here.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+/// Connections that a look at them lists, per worker.
+const MAX_LISTED: usize = 10_000;
+
+/// To a worker, from other threads. Followed by a wake-up.
+#[derive(Debug)]
+pub(super) enum ToShell {
+    Hub(ToWorker),
+    Dialled(Box<Dialled>),
+    Tls(Arc<rustls::ServerConfig>),
+    Stats { connections: bool, reply: Sender<WorkerStats> },
+    StopListening,
+    Stop,
+}
+
+/// What a worker's thread is given.
+#[derive(Debug)]
+pub(super) struct Seat {
+    pub(super) machine: Worker,
+    pub(super) id: WorkerId,
+    pub(super) listener: Option<OwnedFd>,
+    pub(super) server: ServerOptions,
+    pub(super) data_path: &'static str,
+    pub(super) policy: QueuePolicy,
+    pub(super) clock: Clock,
+    pub(super) rng: ChaCha20Rng,
+    pub(super) inbox: Receiver<ToShell>,
+    pub(super) hub: Sender<HubInput>,
+    pub(super) lanes_in: Vec<LaneReceiver>,
+    pub(super) lanes_out: Vec<Option<LaneSender>>,
+    pub(super) wakers: Vec<Waker>,
+}
+
+#[derive(Debug)]
+struct Peer {
+    token: Token,
+    connection: Connection,
+    /// Dialled, and not upgraded yet.
+    dialling: Option<(RelayId, String)>,
+    closing: bool,
+    shut: bool,
+}
+
+/// See the module's doc.
+pub(super) struct Shell<D> {
+    driver: D,
+    machine: Worker,
+    id: WorkerId,
+    listener: Option<Token>,
+    server: ServerOptions,
+    data_path: &'static str,
+    clock: Clock,
+    rng: ChaCha20Rng,
+    pool: Pool,
+    inbox: Receiver<ToShell>,
+    hub: Sender<HubInput>,
+    lanes_in: Vec<LaneReceiver>,
+    outputs: Outputs,
+    peers: Vec<Option<Peer>>,
+    closing: VecDeque<(Instant, Token)>,
+    stopping: bool,
+}
+
+impl<D: Driver> Shell<D> {
+    pub(super) fn new(mut driver: D, seat: Seat) -> io::Result<Self> {
+        let listener = seat.listener.map(|socket| driver.listen(socket)).transpose()?;
+        Ok(Self {
+            driver,
+            machine: seat.machine,
+            id: seat.id,
+            listener,
+            server: seat.server,
+            data_path: seat.data_path,
+            clock: seat.clock,
+            rng: seat.rng,
+            pool: Pool::new(),
+            inbox: seat.inbox,
+            hub: seat.hub,
+            lanes_in: seat.lanes_in,
+            outputs: Outputs::new(seat.policy, seat.lanes_out, seat.wakers),
+            peers: Vec::new(),
+            closing: VecDeque::new(),
+            stopping: false,
+        })
+    }
+
+    /// Until told to stop.
+    pub(super) fn run(mut self) -> io::Result<()> {
+        while !self.stopping {
+            self.driver.wait(self.timeout())?;
+            let now = self.clock.now();
+            while let Some(event) = self.driver.next_event() {
+                self.handle(event, now);
+            }
+            self.machine.handle_timeout(now);
+            self.obey(now.instant);
+            self.end_closing(now.instant);
+            self.flush(now.instant);
+            self.outputs.wake_others();
+        }
+        self.say_goodbye()
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        let machine = self.machine.poll_timeout().map(|(at, _)| at);
+        let closing = self.closing.front().map(|(at, _)| *at);
+        let at = [machine, closing].into_iter().flatten().min()?;
+        Some(at - self.clock.instant())
+    }
+
+    fn handle(&mut self, event: Event, now: Now) {
+        match event {
+            Event::Accepted { socket, peer, .. } => self.accept(socket, peer.ip(), now.instant),
+            Event::Received { token, buffer } => {
+                self.receive(token, &buffer, now);
+                self.driver.recycle(buffer);
+            }
+            Event::Sent { token, buffer } => {
+                drop(buffer);
+                self.flush_one(token.slot(), now.instant);
+            }
+            Event::Closed { token, error } => {
+                tracing::trace!(worker = self.id.0, ?token, ?error, "connection ended");
+                self.forget(token);
+            }
+            Event::Woken => self.read_inbox(now),
+            Event::Datagram { buffer, .. } | Event::Packet { buffer, .. } => self.driver.recycle(buffer),
+            _ => {}
+        }
+        self.obey(now.instant);
+    }
+
+    fn accept(&mut self, socket: OwnedFd, peer: IpAddr, now: Instant) {
+        set_timeouts(&socket, NODE_USER_TIMEOUT);
+        let connection = match Connection::server(&self.server, &self.pool) {
+            Ok(connection) => connection,
+            Err(error) => return tracing::error!(%error, "cannot serve a connection"),
+        };
+        let token = match self.driver.stream(socket) {
+            Ok(token) => token,
+            Err(error) => return tracing::warn!(%error, "an accepted connection cannot be used"),
+        };
+        match self.machine.open(conn_id(token), peer.to_canonical(), now) {
+            Ok(()) => self.seat(token, connection, Role::Server, None),
+            Err(refusal) => {
+                tracing::debug!(%peer, %refusal, "connection refused");
+                self.driver.close(token);
+            }
+        }
+    }
+
+    fn take_dialled(&mut self, dialled: Dialled, now: Instant) {
+        let Dialled { relay, token: mesh_token, socket, address, options } = dialled;
+        set_timeouts(&socket, MESH_USER_TIMEOUT);
+        let mut seed = [0; 16];
+        self.rng.fill_bytes(&mut seed);
+        let made = Connection::client(&options, &self.pool, seed)
+            .map_err(|error| error.to_string())
+            .and_then(|connection| {
+                let token = self.driver.stream(socket).map_err(|error| error.to_string())?;
+                Ok((connection, token))
+            });
+        let (connection, token) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                tracing::warn!(%relay, %error, "mesh link cannot be set up");
+                return self.tell_hub(HubInput::DialFailed(relay));
+            }
+        };
+        if self.machine.open(conn_id(token), address, now).is_err() {
+            self.driver.close(token);
+            return self.tell_hub(HubInput::DialFailed(relay));
+        }
+        self.seat(token, connection, Role::Client, Some((relay, mesh_token)));
+    }
+
+    fn seat(
+        &mut self,
+        token: Token,
+        connection: Connection,
+        role: Role,
+        dialling: Option<(RelayId, String)>,
+    ) {
+        let slot = token.slot();
+        if slot >= self.peers.len() {
+            self.peers.resize_with(slot + 1, || None);
+        }
+        let mut seed = [0; 32];
+        self.rng.fill_bytes(&mut seed);
+        self.outputs.open(slot, role, &self.pool, seed);
+        self.peers[slot] = Some(Peer { token, connection, dialling, closing: false, shut: false });
+        self.outputs.mark(slot);
+    }
+
+    fn receive(&mut self, token: Token, buffer: &crate::engine::driver::RecvBuffer, now: Now) {
+        let conn = conn_id(token);
+        let Some(peer) = self.peers.get_mut(token.slot()).and_then(Option::as_mut) else { return };
+        if peer.token != token || peer.closing {
+            return;
+        }
+        let Self { driver, machine, outputs, data_path, .. } = self;
+        let Peer { connection, dialling, .. } = peer;
+        let mut ended = false;
+        let outcome = connection.receive(driver.bytes(buffer), &mut |incoming| match incoming {
+            Incoming::Message(message) => {
+                machine.handle_message(conn, message, now, |verdict, frame| {
+                    outputs.deliver(verdict, frame, now.instant);
+                });
+            }
+            Incoming::Upgraded(request) => {
+                let purpose = match (request, dialling.take()) {
+                    (None, Some((relay, token))) => Purpose::MeshOut { relay, token },
+                    (Some(request), _) if request.path == *data_path => Purpose::Data,
+                    _ => Purpose::MeshIn,
+                };
+                machine.upgraded(conn, purpose);
+            }
+            Incoming::Closed { .. } => ended = true,
+        });
+        outputs.mark(token.slot());
+        match outcome {
+            Ok(()) if !ended => {}
+            Ok(()) => {
+                machine.closed(conn);
+                self.begin_close(token, 1000, now.instant);
+            }
+            Err(error) => {
+                tracing::debug!(worker = self.id.0, %error, "connection broken");
+                let code = error.error_code();
+                if let Some(code) = code {
+                    let mut frame = Vec::new();
+                    let message = to_payload(&ErrorMessage::with(code, error.to_string()));
+                    if write_frame(FrameType::Error, Flags::NONE, &message, &mut frame).is_ok() {
+                        self.outputs.urgent(conn, &frame, now.instant);
+                    }
+                }
+                self.machine.closed(conn);
+                let close = code.and_then(ErrorCode::close_code).unwrap_or(1002);
+                self.begin_close(token, close, now.instant);
+            }
+        }
+    }
+
+    /// Does what the machine asks for.
+    fn obey(&mut self, now: Instant) {
+        while let Some(command) = self.machine.poll_command() {
+            match command {
+                Command::Send { conn, frame } => self.outputs.urgent(conn, &frame, now),
+                Command::Close { conn, code } => {
+                    if let Some(token) = self.token_of(conn) {
+                        self.begin_close(token, code, now);
+                    }
+                }
+                Command::Report(report) => self.tell_hub(HubInput::Worker(self.id, report)),
+            }
+        }
+    }
+
+    fn read_inbox(&mut self, now: Now) {
+        while let Ok(message) = self.inbox.try_recv() {
+            match message {
+                ToShell::Hub(message) => {
+                    self.machine.handle_hub(&message, now);
+                    self.obey(now.instant);
+                }
+                ToShell::Dialled(dialled) => self.take_dialled(*dialled, now.instant),
+                ToShell::Tls(config) => self.server.tls = Some(config),
+                ToShell::Stats { connections, reply } => {
+                    // Whoever asked may have lost patience.
+                    let _ = reply.send(self.stats(connections, now.instant));
+                }
+                ToShell::StopListening => {
+                    if let Some(listener) = self.listener.take() {
+                        self.driver.close(listener);
+                    }
+                }
+                ToShell::Stop => self.stopping = true,
+            }
+        }
+        let Self { machine, outputs, lanes_in, .. } = self;
+        for lane in lanes_in {
+            while lane.pop(|hop, frame| match machine.route_handed_over(hop, frame) {
+                Verdict::Worker(..) | Verdict::Drop(_) => {}
+                verdict => outputs.deliver(verdict, frame, now.instant),
+            }) {}
+        }
+    }
+
+    fn flush(&mut self, now: Instant) {
+        while let Some(slot) = self.outputs.next_marked() {
+            self.flush_one(slot, now);
+        }
+    }
+
+    fn flush_one(&mut self, slot: usize, now: Instant) {
+        let Some(peer) = self.peers.get_mut(slot).and_then(Option::as_mut) else { return };
+        if !self.driver.can_send(peer.token) {
+            return;
+        }
+        let Some(outbox) = self.outputs.fresh(slot, now) else { return };
+        match peer.connection.take_output(outbox) {
+            Ok(Some(buffer)) => self.driver.send(peer.token, buffer),
+            Ok(None) if peer.connection.is_finished() && !peer.shut => {
+                peer.shut = true;
+                self.driver.shutdown(peer.token);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::debug!(worker = self.id.0, %error, "connection broken");
+                let token = peer.token;
+                self.driver.close(token);
+                self.forget(token);
+            }
+        }
+    }
+
+    fn begin_close(&mut self, token: Token, code: u16, now: Instant) {
+        let Some(peer) = self.peers.get_mut(token.slot()).and_then(Option::as_mut) else { return };
+        if peer.token != token || std::mem::replace(&mut peer.closing, true) {
+            return;
+        }
+        peer.connection.close(code, "");
+        self.outputs.mark(token.slot());
+        self.closing.push_back((now + CLOSE_TIME, token));
+    }
+
+    fn end_closing(&mut self, now: Instant) {
+        while let Some(&(at, token)) = self.closing.front() {
+            if at > now {
+                return;
+            }
+            self.closing.pop_front();
+            if self.peers.get(token.slot()).and_then(Option::as_ref).is_some_and(|peer| peer.token == token) {
+                self.driver.close(token);
+                self.forget(token);
+            }
+        }
+    }
+
+    /// The token is dead.
+    fn forget(&mut self, token: Token) {
+        let Some(place) = self.peers.get_mut(token.slot()) else { return };
+        if place.as_ref().is_none_or(|peer| peer.token != token) {
+            return;
+        }
+        let peer = place.take();
+        self.outputs.close(token.slot());
+        self.machine.closed(conn_id(token));
+        if let Some((relay, _)) = peer.and_then(|peer| peer.dialling) {
+            self.tell_hub(HubInput::DialFailed(relay));
+        }
+    }
+
+    fn say_goodbye(mut self) -> io::Result<()> {
+        let now = self.clock.instant();
+        if let Some(listener) = self.listener.take() {
+            self.driver.close(listener);
+        }
+        let tokens: Vec<Token> = self.peers.iter().flatten().map(|peer| peer.token).collect();
+        for token in tokens {
+            self.begin_close(token, 1001, now);
+        }
+        self.flush(now);
+        let end = now + Duration::from_millis(300);
+        while self.peers.iter().any(Option::is_some) && self.clock.instant() < end {
+            self.driver.wait(Some(end - self.clock.instant()))?;
+            while let Some(event) = self.driver.next_event() {
+                match event {
+                    Event::Sent { token, .. } => self.flush_one(token.slot(), now),
+                    Event::Closed { token, .. } => self.forget(token),
+                    Event::Received { buffer, .. } => self.driver.recycle(buffer),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn stats(&self, connections: bool, now: Instant) -> WorkerStats {
+        let (open, unauthenticated) = self.machine.connections();
+        let mut drops = self.machine.drops().clone();
+        drops.merge(self.outputs.drops());
+        let listed = if connections { self.machine.connection_infos(now, MAX_LISTED) } else { Vec::new() };
+        WorkerStats {
+            worker: self.id,
+            driver: self.driver.name(),
+            open,
+            unauthenticated,
+            known_nodes: self.machine.known_nodes(),
+            counters: self.machine.counters().clone(),
+            drops,
+            network_drops: self.machine.network_drops().map(|(id, drops)| (id, drops.clone())).collect(),
+            connections: listed
+                .into_iter()
+                .map(|info| QueuedConnection { queued: self.outputs.queued(info.conn.0 as usize), info })
+                .collect(),
+        }
+    }
+
+    fn token_of(&self, conn: ConnId) -> Option<Token> {
+        self.peers.get(conn.0 as usize)?.as_ref().map(|peer| peer.token)
+    }
+
+    fn tell_hub(&self, input: HubInput) {
+        // The hub ends last; after it nothing matters.
+        let _ = self.hub.send(input);
+    }
+}
+
+fn conn_id(token: Token) -> ConnId {
+    ConnId(token.slot() as u32)
+}
+
+fn set_timeouts(socket: &OwnedFd, user_timeout: Duration) {
+    let socket = socket2::SockRef::from(socket);
+    let keepalive = socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(Duration::from_secs(10));
+    // Only tuning: a socket that does not take it works all the same.
+    let _ = socket.set_tcp_keepalive(&keepalive);
+    let _ = socket.set_tcp_user_timeout(Some(user_timeout));
+}

@@ -1,0 +1,123 @@
+"""What a person would measure with ping, iperf3 and tcpdump, as numbers."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import subprocess
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from e2e.netns import Host, Process
+
+_LOSS = re.compile(r"(\d+) packets transmitted, (\d+) received")
+_RTT = re.compile(r"rtt min/avg/max/mdev = [\d.]+/([\d.]+)/")
+_REPLY = re.compile(r"^\[(\d+\.\d+)\] .*icmp_seq=(\d+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Ping:
+    """Loss in percent, mean round trip in milliseconds (None when nothing came back)."""
+
+    loss_percent: float
+    rtt_ms: float | None
+
+
+def ping(host: Host, address: str, count: int = 20, interval: float = 0.02, size: int = 56, pattern: str = "") -> Ping:
+    """`count` echo requests from `host`."""
+    args = ["ping", "-n", "-q", "-c", str(count), "-i", str(interval), "-W", "1", "-s", str(size)]
+    if pattern:
+        args += ["-p", pattern]
+    out = host.run(*args, address, check=False)
+    counts, rtt = _LOSS.search(out), _RTT.search(out)
+    if counts is None:
+        msg = f"ping {address}: {out!r}"
+        raise RuntimeError(msg)
+    sent, received = int(counts[1]), int(counts[2])
+    return Ping(100 * (sent - received) / sent, float(rtt[1]) if rtt else None)
+
+
+class PingStream:
+    """A ping every 10 ms that goes on while something is killed; then says how long it heard nothing."""
+
+    def __init__(self, host: Host, address: str, name: str, interval: float = 0.01) -> None:
+        self.interval = interval
+        self.process: Process = host.start(name, "ping", "-n", "-D", "-i", str(interval), "-W", "1", address)
+
+    def replies(self) -> list[float]:
+        """Times of arrival, unix seconds."""
+        return [float(match[1]) for match in _REPLY.finditer(self.process.text())]
+
+    def wait_for_replies(self, more: int, seconds: float = 20) -> bool:
+        """Whether `more` further replies came in time."""
+        have, end = len(self.replies()), time.monotonic() + seconds
+        while time.monotonic() < end:
+            if len(self.replies()) >= have + more:
+                return True
+            time.sleep(0.05)
+        return False
+
+    def longest_gap_ms(self, since: float = 0.0) -> float:
+        """The longest silence between two replies, the interval itself taken off."""
+        times = [t for t in self.replies() if t >= since - 1.0]
+        gaps = [b - a for a, b in itertools.pairwise(times)]
+        return max(0.0, max(gaps, default=float("inf")) - self.interval) * 1000
+
+    def stop(self) -> None:
+        """Ends the ping."""
+        self.process.stop()
+
+
+def iperf3(client: Host, server: Host, address: str, seconds: int = 3, *extra: str) -> float:
+    """TCP goodput from client to server in Gbit/s."""
+    serving = server.start(f"iperf3-server-{time.monotonic_ns()}", "iperf3", "-s", "-1", "-B", address)
+    try:
+        for attempt in range(20):
+            time.sleep(0.1)
+            done = subprocess.run(
+                client.command("iperf3", "-J", "-c", address, "-t", str(seconds), *extra),
+                check=False,
+                capture_output=True,
+                text=True,
+                timeout=seconds + 30,
+            )
+            report = json.loads(done.stdout or "{}")
+            if "error" not in report and "end" in report:
+                return float(report["end"]["sum_received"]["bits_per_second"]) / 1e9
+            if "Connection refused" not in report.get("error", "") or attempt == 19:
+                break
+        msg = f"iperf3 to {address}: {report.get('error', done.stdout[-500:])}"
+        raise RuntimeError(msg)
+    finally:
+        serving.kill()
+
+
+class Capture:
+    """tcpdump on one interface of a host."""
+
+    def __init__(self, host: Host, file: Path, interface: str = "eth0", expression: str = "tcp") -> None:
+        self.file = file
+        self.process = host.start(
+            f"tcpdump-{host.name}-{file.stem}",
+            "tcpdump",
+            "-i",
+            interface,
+            "-U",
+            "-Z",
+            "root",
+            "-w",
+            str(file),
+            *expression.split(),
+        )
+        self.process.wait_for("listening on", 10)
+
+    def stop(self) -> bytes:
+        """All captured bytes."""
+        time.sleep(0.3)
+        self.process.stop()
+        return self.file.read_bytes() if self.file.exists() else b""
