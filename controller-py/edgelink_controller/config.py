@@ -218,7 +218,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}:{error.lineno}:{error.colno}: {error.msg.lower()}") from error
     except tomllib.TOMLDecodeError as error:
         place = re.search(r"\(at line (\d+), column (\d+)\)", str(error))
-        where = f":{place[1]}:{place[2]}" if place else ""
+        lines = text.splitlines() or [""]
+        # Without a place the parser ran into the end of the document.
+        where = f":{place[1]}:{place[2]}" if place else f":{len(lines)}:{len(lines[-1]) + 1}"
         what = re.sub(r"\s*\(at .*\)$", "", str(error)).lower()
         raise ConfigError(f"{path}{where}: {what}") from error
     if not isinstance(value, dict):

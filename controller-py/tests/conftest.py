@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from edgelink_controller.app import create_app
 from edgelink_controller.config import load
@@ -21,6 +20,7 @@ from edgelink_controller.nodes.service import NodeService
 from edgelink_controller.runtime import open_store, prepare
 from edgelink_controller.servers.schemas import ServerCreate
 from edgelink_controller.servers.service import ServerService
+from edgelink_controller.serving import make_server
 from tests.peers import FakeNode, FakeRelay
 
 
@@ -68,15 +68,7 @@ async def controller(state_dir: Path, environment: dict[str, str] | None = None)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(store, hub),
-            ws="websockets-sansio",
-            ws_ping_interval=None,
-            log_config=None,
-            timeout_graceful_shutdown=1,
-        )
-    )
+    server = make_server(create_app(store, hub))
     task = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started:
         await asyncio.sleep(0.01)

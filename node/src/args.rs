@@ -59,7 +59,7 @@ pub(crate) struct UpArgs {
     /// Set by --detach for the process it starts
     #[arg(long, hide = true, conflicts_with = "detach")]
     pub(crate) detached: bool,
-    /// Where commands reach the daemon [default: /run/edgelink/<interface>.sock, or in the state directory]
+    /// Where commands reach the daemon [default: /run/edgelink/<interface>.sock; with --state-dir or without root: in there]
     #[arg(long, env = "EDGELINK_SOCKET", value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
     #[command(flatten)]

@@ -110,6 +110,18 @@ pub(crate) fn default_state_dir() -> PathBuf {
         .join("edgelink")
 }
 
+/// Where the keys are, for a command that needs nothing else of the settings.
+pub(crate) fn key_file(args: &crate::args::KeysArgs) -> anyhow::Result<PathBuf> {
+    let file = load(args.config.as_deref())?;
+    Ok(args.key_file.clone().or(file.key_file).map_or_else(
+        || {
+            let state_dir = args.state_dir.clone().or(file.state_dir);
+            state_dir.map_or_else(default_state_dir, |path| expand(&path)).join("keys.json")
+        },
+        |path| expand(&path),
+    ))
+}
+
 fn env_dir(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
 }
@@ -131,7 +143,8 @@ fn merge(overrides: &Overrides, file: ConfigFile) -> anyhow::Result<Settings> {
         .clone()
         .or(file.key_file)
         .map_or_else(|| state_dir.join("keys.json"), |path| expand(&path));
-    let interface = overrides.interface.clone().or(file.tun.name).unwrap_or_else(|| DEFAULT_INTERFACE.to_owned());
+    let interface =
+        overrides.interface.clone().or(file.tun.name).unwrap_or_else(|| DEFAULT_INTERFACE.to_owned());
     check_interface(&interface)?;
     let mtu = overrides.mtu.or(file.tun.mtu);
     if let Some(mtu) = mtu.filter(|mtu| !(1280..=9000).contains(mtu)) {

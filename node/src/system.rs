@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 #[cfg(test)]
 use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use futures_util::TryStreamExt as _;
@@ -33,7 +34,8 @@ pub(crate) struct System {
 impl System {
     /// Finds the interface `name`. In a tokio runtime.
     pub(crate) async fn open(name: &str) -> anyhow::Result<Self> {
-        let (connection, netlink, _) = rtnetlink::new_connection().context("cannot talk to the kernel over netlink")?;
+        let (connection, netlink, _) =
+            rtnetlink::new_connection().context("cannot talk to the kernel over netlink")?;
         tokio::spawn(connection);
         let link = netlink.link().get().match_name(name).execute().try_next().await;
         let Ok(Some(link)) = link else { bail!("the interface {name} is not there") };
@@ -49,14 +51,25 @@ impl System {
     /// Sets the MTU and brings the interface up.
     pub(crate) async fn bring_up(&self, mtu: u16) -> anyhow::Result<()> {
         self.silence_link_local();
-        let message = LinkUnspec::new_with_index(self.index).mtu(u32::from(mtu)).txqueuelen(TX_QUEUE).up().build();
-        self.netlink.link().set(message).execute().await.with_context(|| format!("cannot bring up {} with MTU {mtu}", self.name))
+        let message =
+            LinkUnspec::new_with_index(self.index).mtu(u32::from(mtu)).txqueuelen(TX_QUEUE).up().build();
+        self.netlink
+            .link()
+            .set(message)
+            .execute()
+            .await
+            .with_context(|| format!("cannot bring up {} with MTU {mtu}", self.name))
     }
 
     /// Changes the MTU.
     pub(crate) async fn set_mtu(&self, mtu: u16) -> anyhow::Result<()> {
         let message = LinkUnspec::new_with_index(self.index).mtu(u32::from(mtu)).build();
-        self.netlink.link().set(message).execute().await.with_context(|| format!("cannot set the MTU of {} to {mtu}", self.name))
+        self.netlink
+            .link()
+            .set(message)
+            .execute()
+            .await
+            .with_context(|| format!("cannot set the MTU of {} to {mtu}", self.name))
     }
 
     /// Without it the kernel would send router solicitations and multicast reports into the mesh from an address that nobody there knows.
@@ -78,14 +91,19 @@ impl System {
             self.addresses.remove(&address);
         }
         for address in wanted.difference(&self.addresses).copied().collect::<Vec<_>>() {
-            let added = self.netlink.address().add(self.index, address.addr(), address.prefix_len()).execute().await;
+            let added =
+                self.netlink.address().add(self.index, address.addr(), address.prefix_len()).execute().await;
             match added {
                 Ok(()) => {
                     tracing::info!(%address, interface = %self.name, "added address");
                     self.addresses.insert(address);
                 }
                 Err(error) => {
-                    let hint = if address.addr().is_ipv6() { " (is IPv6 switched off? sysctl net.ipv6.conf.all.disable_ipv6)" } else { "" };
+                    let hint = if address.addr().is_ipv6() {
+                        " (is IPv6 switched off? sysctl net.ipv6.conf.all.disable_ipv6)"
+                    } else {
+                        ""
+                    };
                     errors.push(anyhow::anyhow!("cannot add {address} to {}: {error}{hint}", self.name));
                 }
             }
@@ -94,8 +112,13 @@ impl System {
     }
 
     async fn remove_address(&self, address: IpNet) -> anyhow::Result<()> {
-        let mut found =
-            self.netlink.address().get().set_link_index_filter(self.index).set_address_filter(address.addr()).execute();
+        let mut found = self
+            .netlink
+            .address()
+            .get()
+            .set_link_index_filter(self.index)
+            .set_address_filter(address.addr())
+            .execute();
         while let Some(message) = found.try_next().await? {
             if message.header.prefix_len == address.prefix_len() {
                 self.netlink
@@ -121,7 +144,9 @@ impl System {
         }
         for route in wanted.difference(&self.routes).copied().collect::<Vec<_>>() {
             if route.prefix_len() == 0 {
-                errors.push(anyhow::anyhow!("a peer offers {route} (all traffic): this version does not use exit nodes; not added"));
+                errors.push(anyhow::anyhow!(
+                    "a peer offers {route} (all traffic): this version does not use exit nodes; not added"
+                ));
                 continue;
             }
             match self.netlink.route().add(self.route(route)).execute().await {
@@ -153,6 +178,18 @@ impl System {
         }
     }
 
+    /// Waits until the interface is gone, which the kernel may do a moment after its descriptor is closed. `false`: it still is there.
+    pub(crate) async fn wait_gone(&self, limit: Duration) -> bool {
+        let gone = async {
+            while let Ok(Some(_)) =
+                self.netlink.link().get().match_index(self.index).execute().try_next().await
+            {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(limit, gone).await.is_ok()
+    }
+
     /// The subnets routed into the interface.
     pub(crate) fn routes(&self) -> &BTreeSet<IpNet> {
         &self.routes
@@ -176,7 +213,11 @@ mod tests {
     /// Runs the ignored test `name` alone in namespaces of its own, where those are permitted.
     fn in_namespace(name: &str) {
         let me = std::env::current_exe().unwrap();
-        let run = Command::new("unshare").args(["-Urn", "--"]).arg(me).args([name, "--exact", "--ignored", "--nocapture"]).output();
+        let run = Command::new("unshare")
+            .args(["-Urn", "--"])
+            .arg(me)
+            .args([name, "--exact", "--ignored", "--nocapture"])
+            .output();
         match run {
             Ok(output) if output.status.success() => {
                 let text = String::from_utf8_lossy(&output.stdout);
@@ -186,9 +227,16 @@ mod tests {
                 }
             }
             Ok(output) if String::from_utf8_lossy(&output.stderr).starts_with("unshare:") => {
-                println!("SKIPPED {name}: no user namespaces here: {}", String::from_utf8_lossy(&output.stderr).trim());
+                println!(
+                    "SKIPPED {name}: no user namespaces here: {}",
+                    String::from_utf8_lossy(&output.stderr).trim()
+                );
             }
-            Ok(output) => panic!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)),
+            Ok(output) => panic!(
+                "{}\n{}",
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            ),
             Err(error) => println!("SKIPPED {name}: cannot run unshare: {error}"),
         }
     }
@@ -224,10 +272,17 @@ mod tests {
             let errors = system.set_routes(nets(&["192.168.77.0/24", "fd12:77::/48", "0.0.0.0/0"])).await;
             assert_eq!(errors.len(), 1, "{errors:?}");
             let shown = ip("addr show dev edgetest0");
-            assert!(shown.contains("mtu 1380") && shown.contains("UP") && shown.contains("10.9.1.5/24"), "{shown}");
+            assert!(
+                shown.contains("mtu 1380") && shown.contains("UP") && shown.contains("10.9.1.5/24"),
+                "{shown}"
+            );
             assert!(shown.contains("fd12:1::5/64") && !shown.contains("fe80::"), "{shown}");
             assert!(system.has_address("fd12:1::5".parse().unwrap()));
-            assert!(ip("route").contains("192.168.77.0/24 dev edgetest0") && ip("route").contains("metric 2048"), "{}", ip("route"));
+            assert!(
+                ip("route").contains("192.168.77.0/24 dev edgetest0") && ip("route").contains("metric 2048"),
+                "{}",
+                ip("route")
+            );
             assert!(ip("-6 route").contains("fd12:77::/48 dev edgetest0"), "{}", ip("-6 route"));
 
             // What somebody else put there stays.
@@ -236,13 +291,17 @@ mod tests {
             assert!(system.set_addresses(nets(&["10.9.2.5/24"])).await.is_empty());
             assert!(system.set_routes(nets(&[])).await.is_empty());
             let shown = ip("addr show dev edgetest0");
-            assert!(!shown.contains("10.9.1.5") && !shown.contains("fd12:1::5") && shown.contains("10.9.2.5"), "{shown}");
+            assert!(
+                !shown.contains("10.9.1.5") && !shown.contains("fd12:1::5") && shown.contains("10.9.2.5"),
+                "{shown}"
+            );
             assert!(shown.contains("10.9.3.5") && ip("route").contains("192.168.78.0/24"), "{shown}");
             assert!(!ip("route").contains("192.168.77.0"));
             system.set_mtu(1300).await.unwrap();
             assert!(ip("link show dev edgetest0").contains("mtu 1300"));
 
             drop(device);
+            assert!(system.wait_gone(Duration::from_secs(3)).await);
             assert!(System::open("edgetest0").await.is_err(), "the interface goes with the device");
             assert!(!ip("route").contains("edgetest0"));
         });

@@ -13,23 +13,18 @@ from typing import Annotated
 
 import structlog
 import typer
-import uvicorn
 
 from edgelink_controller import __version__
 from edgelink_controller.app import create_app
 from edgelink_controller.config import Config, ConfigError, LoadedConfig, load, sample
 from edgelink_controller.control.builtin import Builtin
 from edgelink_controller.control.hub import Hub
-from edgelink_controller.core import MAX_MESSAGE_BYTES
 from edgelink_controller.kit.certificates import dev_certificate
 from edgelink_controller.kit.secrets import write_private
 from edgelink_controller.places import default_state_dir, find_config
 from edgelink_controller.runtime import open_store, prepare
+from edgelink_controller.serving import make_server
 
-# Open WebSockets get this long to close; the whole stop stays under 3 s.
-STOP_S = 1
-# Room above the limit, so that a message just over it is refused with ERROR 2003 and not by the WebSocket library.
-WS_MAX_BYTES = 2 * MAX_MESSAGE_BYTES
 DEV_LISTEN = "127.0.0.1:8443"
 
 app = typer.Typer(add_completion=True, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -103,23 +98,7 @@ async def _serve(loaded: LoadedConfig, state_dir: Path, dev: bool, listen: str |
             _announce_password(first.password)
         hub = Hub(store)
         application = create_app(store, hub)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                application,
-                ssl_certfile=cert,
-                ssl_keyfile=key,
-                ws="websockets-sansio",
-                ws_max_size=WS_MAX_BYTES,
-                # The protocol has its own PING, compression and limits.
-                ws_ping_interval=None,
-                ws_per_message_deflate=False,
-                timeout_graceful_shutdown=STOP_S,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-            )
-        )
+        server = make_server(application, cert, key)
         typer.echo(f"listening on {'https' if cert else 'http'}://{host}:{server_socket.getsockname()[1]}", err=True)
         builtin = Builtin(hub, cert, key)
         await builtin.start()

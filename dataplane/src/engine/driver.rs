@@ -179,8 +179,8 @@ pub trait Driver {
     /// Wakes this driver's [`Driver::wait`] from another thread.
     fn waker(&self) -> Waker;
 
-    /// Waits for something to happen, at most `timeout` (`None`: for ever); returns at once when events are left over. Submits what
-    /// was asked for since the last call.
+    /// Waits for something to happen, at most `timeout` (`None`: for ever); returns at once when events are left over, and may return
+    /// early without any. Submits what was asked for since the last call.
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()>;
 
     /// The next event, until there is none: then [`Driver::wait`] again. When all receive buffers are out, events that need one stay

@@ -12,6 +12,8 @@ pub mod outbox;
 pub mod relay;
 mod slab;
 pub mod socket;
+#[cfg(test)]
+mod tests;
 pub mod stun;
 pub mod tls;
 pub mod uring;

@@ -41,18 +41,18 @@ impl<T> Slab<T> {
         if entry.generation == token.generation { entry.value.as_mut() } else { None }
     }
 
+    /// The token of whatever is in the slot now.
+    pub(super) fn token_at(&self, slot: u32) -> Option<Token> {
+        let entry = self.entries.get(slot as usize)?;
+        entry.value.as_ref().map(|_| Token { slot, generation: entry.generation })
+    }
+
     pub(super) fn remove(&mut self, token: Token) -> Option<T> {
         self.get(token)?;
         let entry = &mut self.entries[token.slot()];
         entry.generation = entry.generation.wrapping_add(1);
         self.free.push(token.slot);
         entry.value.take()
-    }
-
-    pub(super) fn tokens(&self) -> impl Iterator<Item = Token> + '_ {
-        self.entries.iter().enumerate().filter(|(_, entry)| entry.value.is_some()).map(|(slot, entry)| {
-            Token { slot: u32::try_from(slot).unwrap_or(u32::MAX), generation: entry.generation }
-        })
     }
 }
 
@@ -69,6 +69,6 @@ mod tests {
         assert_eq!(first.slot(), second.slot());
         assert_eq!((slab.get(first), slab.get(second)), (None, Some(&'b')));
         assert_eq!((slab.remove(first), slab.get_mut(first)), (None, None));
-        assert_eq!(slab.tokens().collect::<Vec<_>>(), [second]);
+        assert_eq!(slab.token_at(first.slot), Some(second));
     }
 }

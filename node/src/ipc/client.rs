@@ -37,7 +37,11 @@ impl Daemon {
             }
         }
         if let Some((path, error)) = refused {
-            let hint = if error.kind() == ErrorKind::PermissionDenied { ". Run this as the user that runs the daemon, or with sudo" } else { "" };
+            let hint = if error.kind() == ErrorKind::PermissionDenied {
+                ". Run this as the user that runs the daemon, or with sudo"
+            } else {
+                ""
+            };
             bail!("cannot talk to the daemon at {}: {error}{hint}", path.display());
         }
         let looked = candidates.iter().map(|path| format!("\n  {}", path.display())).collect::<String>();
@@ -83,7 +87,10 @@ impl Daemon {
                 Ok(n) => self.lines.push(&buffer[..n])?,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                    bail!("the daemon at {} does not answer: is it stopped or overloaded?", self.path.display())
+                    bail!(
+                        "the daemon at {} does not answer: is it stopped or overloaded?",
+                        self.path.display()
+                    )
                 }
                 Err(error) => return Err(error).context("the connection to the daemon broke"),
             }
@@ -102,7 +109,8 @@ fn candidates(args: &ClientArgs) -> anyhow::Result<Vec<PathBuf>> {
         Err(error) if args.config.is_some() => return Err(error),
         Err(_) => config::file::ConfigFile::default(),
     };
-    let interface = args.interface.clone().or(file.tun.name).unwrap_or_else(|| config::DEFAULT_INTERFACE.to_owned());
+    let interface =
+        args.interface.clone().or(file.tun.name).unwrap_or_else(|| config::DEFAULT_INTERFACE.to_owned());
     let state_dir = args.state_dir.clone().or(file.state_dir).unwrap_or_else(config::default_state_dir);
     let name = format!("{interface}.sock");
     Ok(vec![state_dir.join(&name), Path::new(RUN_DIR).join(&name)])

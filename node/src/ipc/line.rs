@@ -60,7 +60,8 @@ impl Lines {
 
 /// A message as a line.
 pub(crate) fn to_line<T: Serialize>(message: &T) -> Vec<u8> {
-    let mut line = serde_json::to_vec(message).expect("messages have string keys and no fallible serializers");
+    let mut line =
+        serde_json::to_vec(message).expect("messages have string keys and no fallible serializers");
     line.push(b'\n');
     line
 }

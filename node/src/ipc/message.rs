@@ -26,10 +26,17 @@ pub(crate) enum Request {
 pub(crate) enum Answer {
     Status(Box<Status>),
     Stopping,
-    PingTarget { node_id: NodeId, name: String, network: String, addresses: Vec<IpAddr> },
+    PingTarget {
+        node_id: NodeId,
+        name: String,
+        network: String,
+        addresses: Vec<IpAddr>,
+    },
     Probe(Probe),
     /// The request cannot be served: what, and what to do.
-    Error { message: String },
+    Error {
+        message: String,
+    },
 }
 
 /// What became of one echo.
@@ -195,5 +202,9 @@ pub(crate) fn rows(status: &NodeStatus) -> (Vec<Peer>, Vec<Relay>) {
 
 /// For people: a relay that is no longer in the configuration is shown by its number.
 pub(crate) fn relay_name(status: &NodeStatus, id: RelayId) -> String {
-    status.relays.iter().find(|relay| relay.id == id).map_or_else(|| format!("relay {id}"), |relay| relay.name.clone())
+    status
+        .relays
+        .iter()
+        .find(|relay| relay.id == id)
+        .map_or_else(|| format!("relay {id}"), |relay| relay.name.clone())
 }

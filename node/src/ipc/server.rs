@@ -33,7 +33,10 @@ impl Listener {
             create_private_dir(folder)?;
         }
         if path.as_os_str().len() > 107 {
-            bail!("the socket's path is too long for the system (107 bytes at most): {}. Choose another with --socket", path.display());
+            bail!(
+                "the socket's path is too long for the system (107 bytes at most): {}. Choose another with --socket",
+                path.display()
+            );
         }
         match std::os::unix::net::UnixStream::connect(path) {
             Ok(_) => bail!(
@@ -43,12 +46,16 @@ impl Listener {
             ),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-                std::fs::remove_file(path).with_context(|| format!("cannot remove the stale socket {}", path.display()))?;
+                std::fs::remove_file(path)
+                    .with_context(|| format!("cannot remove the stale socket {}", path.display()))?;
             }
-            Err(error) => return Err(error).with_context(|| format!("cannot use the socket {}", path.display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot use the socket {}", path.display()));
+            }
         }
-        let socket = UnixListener::bind(path)
-            .with_context(|| format!("cannot listen at {}. Choose another place with --socket", path.display()))?;
+        let socket = UnixListener::bind(path).with_context(|| {
+            format!("cannot listen at {}. Choose another place with --socket", path.display())
+        })?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         Ok(Self { socket, path: path.to_path_buf() })
     }
@@ -115,7 +122,9 @@ impl Client {
 
     /// Answers it.
     pub(crate) async fn answer(&mut self, answer: &Answer) -> anyhow::Result<()> {
-        timeout(PATIENCE, self.stream.write_all(&to_line(answer))).await.context("the client does not read")??;
+        timeout(PATIENCE, self.stream.write_all(&to_line(answer)))
+            .await
+            .context("the client does not read")??;
         Ok(())
     }
 
@@ -178,7 +187,8 @@ mod tests {
             stream.read_to_string(&mut text).unwrap();
             assert_eq!(text, "{\"answer\":\"stopping\"}\n");
 
-            for nonsense in [&b"\n"[..], b"{\"command\":\"fly\"}\n", b"\xff\xfe\n", &[b'x'; 3 * MAX_REQUEST]] {
+            for nonsense in [&b"\n"[..], b"{\"command\":\"fly\"}\n", b"\xff\xfe\n", &[b'x'; 3 * MAX_REQUEST]]
+            {
                 let mut stream = StdStream::connect(listener.path()).unwrap();
                 stream.set_nonblocking(true).unwrap();
                 let _ = stream.write(nonsense).unwrap();

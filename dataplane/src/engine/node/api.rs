@@ -2,7 +2,6 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -240,6 +239,3 @@ impl Default for Limits {
         }
     }
 }
-
-/// Shared by dial helpers.
-pub(super) type Shared<T> = Arc<T>;

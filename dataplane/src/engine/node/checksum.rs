@@ -49,7 +49,10 @@ mod tests {
     use super::*;
 
     fn sum(bytes: &[u8]) -> u16 {
-        let mut sum: u32 = bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]))).sum();
+        let mut sum: u32 = bytes
+            .chunks(2)
+            .map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])))
+            .sum();
         while sum > 0xFFFF {
             sum = (sum & 0xFFFF) + (sum >> 16);
         }
@@ -66,7 +69,9 @@ mod tests {
             packet.extend((0..32).map(|n| n * 7));
             pseudo.extend_from_slice(&packet[8..40]);
         } else {
-            packet.extend_from_slice(&[0x45, 0, 0, 0, 0, 0, 0, 0, 64, protocol, 0, 0, 10, 0, 1, 5, 10, 0, 1, 6]);
+            packet.extend_from_slice(&[
+                0x45, 0, 0, 0, 0, 0, 0, 0, 64, protocol, 0, 0, 10, 0, 1, 5, 10, 0, 1, 6,
+            ]);
             pseudo.extend_from_slice(&packet[12..20]);
         }
         pseudo.extend_from_slice(&[0, protocol]);
@@ -86,7 +91,11 @@ mod tests {
                     let (mut packet, pseudo) = partial(v6, protocol, &vec![0xA7; length]);
                     complete(&mut packet);
                     let start = if v6 { 40 } else { 20 };
-                    assert_eq!(sum(&[pseudo, packet[start..].to_vec()].concat()), 0xFFFF, "v6 {v6}, protocol {protocol}, {length}");
+                    assert_eq!(
+                        sum(&[pseudo, packet[start..].to_vec()].concat()),
+                        0xFFFF,
+                        "v6 {v6}, protocol {protocol}, {length}"
+                    );
                 }
             }
         }

@@ -6,9 +6,9 @@
 use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::engine::driver::Waker;
@@ -46,13 +46,16 @@ impl Dialler {
         self.next += 1;
         let ticket = Ticket(self.next);
         let (helpers, done, waker) = (Arc::clone(&self.helpers), self.done.clone(), self.waker.clone());
-        let spawned = std::thread::Builder::new().name("edgelink-dial".to_owned()).stack_size(256 << 10).spawn(move || {
-            let result = connect(&host, port, limit);
-            // The place in the queue is ours until the count goes down, which is when the result is taken out.
-            let _ = done.try_send((ticket, result));
-            waker.wake();
-            drop(helpers);
-        });
+        let spawned = std::thread::Builder::new()
+            .name("edgelink-dial".to_owned())
+            .stack_size(256 << 10)
+            .spawn(move || {
+                let result = connect(&host, port, limit);
+                // The place in the queue is ours until the count goes down, which is when the result is taken out.
+                let _ = done.try_send((ticket, result));
+                waker.wake();
+                drop(helpers);
+            });
         if let Err(error) = spawned {
             self.helpers.fetch_sub(1, Ordering::AcqRel);
             return Err(error);

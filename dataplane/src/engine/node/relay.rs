@@ -130,12 +130,16 @@ impl Target {
             _ => return Err(format!("{url:?} does not start with wss://")),
         };
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        let (host, port) = split_authority(authority).ok_or_else(|| format!("{url:?} has no host and port that can be dialled"))?;
+        let (host, port) = split_authority(authority)
+            .ok_or_else(|| format!("{url:?} has no host and port that can be dialled"))?;
         // What goes into a request line and a header must not be able to end them.
-        if !path.bytes().chain(authority.bytes()).all(|byte| byte.is_ascii_graphic()) || authority.contains(['@', '?', '#']) {
+        if !path.bytes().chain(authority.bytes()).all(|byte| byte.is_ascii_graphic())
+            || authority.contains(['@', '?', '#'])
+        {
             return Err(format!("{url:?} has characters that do not belong there"));
         }
-        let loopback = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
+        let loopback = host == "localhost"
+            || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback());
         if !tls && !loopback {
             return Err(format!("{url:?} is not encrypted, which is allowed to this same machine only"));
         }
@@ -190,15 +194,34 @@ mod tests {
     #[test]
     fn reads_urls_of_relays() {
         let target = Target::parse("wss://relay-1.example/ws/data").unwrap();
-        assert_eq!((target.host.as_str(), target.port, target.path.as_str()), ("relay-1.example", 443, "/ws/data"));
+        assert_eq!(
+            (target.host.as_str(), target.port, target.path.as_str()),
+            ("relay-1.example", 443, "/ws/data")
+        );
         let target = Target::parse("wss://[fd00::1]:8443").unwrap();
-        assert_eq!((target.host.as_str(), target.port, target.authority.as_str()), ("fd00::1", 8443, "[fd00::1]:8443"));
+        assert_eq!(
+            (target.host.as_str(), target.port, target.authority.as_str()),
+            ("fd00::1", 8443, "[fd00::1]:8443")
+        );
         assert!(!Target::parse("ws://127.0.0.1:9/x?y=1").unwrap().tls);
     }
 
     #[test]
     fn refuses_urls_that_could_smuggle_or_leak() {
-        for url in ["", "http://x/", "wss://", "wss:///x", "wss://x:0", "wss://x:70000", "wss://a b/", "wss://a/\r\nX: y", "wss://u@h/", "ws://relay.example/", "wss://[::1", "wss://[::1]9"] {
+        for url in [
+            "",
+            "http://x/",
+            "wss://",
+            "wss:///x",
+            "wss://x:0",
+            "wss://x:70000",
+            "wss://a b/",
+            "wss://a/\r\nX: y",
+            "wss://u@h/",
+            "ws://relay.example/",
+            "wss://[::1",
+            "wss://[::1]9",
+        ] {
             assert!(Target::parse(url).is_err(), "{url:?}");
         }
     }
@@ -206,7 +229,14 @@ mod tests {
     #[test]
     fn reads_pins() {
         assert_eq!(parse_pin(&format!("sha256:{}", "0f".repeat(32))), Ok([0x0f; 32]));
-        for text in ["", "sha256:", "sha256:0f", &"0f".repeat(32), &format!("sha256:{}", "+f".repeat(32)), &format!("sha256:{}é", "0".repeat(62))] {
+        for text in [
+            "",
+            "sha256:",
+            "sha256:0f",
+            &"0f".repeat(32),
+            &format!("sha256:{}", "+f".repeat(32)),
+            &format!("sha256:{}é", "0".repeat(62)),
+        ] {
             assert!(parse_pin(text).is_err(), "{text:?}");
         }
     }

@@ -178,7 +178,10 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
             self.handle_deadlines(now);
             self.drain(now);
             self.flush(now);
-            if self.stopping.is_some_and(|deadline| deadline <= now.instant || self.links.iter().next().is_none()) {
+            if self
+                .stopping
+                .is_some_and(|deadline| deadline <= now.instant || self.links.iter().next().is_none())
+            {
                 return Ok(());
             }
             let timeout = self.timeout(self.clock.now().instant);
@@ -199,7 +202,11 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
         let paused = self.port.as_ref().is_some_and(|port| port.paused).then_some(now + PAUSED_TICK);
         let dials = self.dials.iter().map(|dial| dial.deadline).min();
         let links = self.links.iter().filter_map(|link| link.deadline()).min();
-        [machine, paused, dials, links, self.stopping].into_iter().flatten().min().map(|at| at.saturating_since(now))
+        [machine, paused, dials, links, self.stopping]
+            .into_iter()
+            .flatten()
+            .min()
+            .map(|at| at.saturating_since(now))
     }
 
     fn handle_event(&mut self, event: Event, now: Now) -> io::Result<()> {
@@ -212,7 +219,8 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
                     return Err(error.unwrap_or_else(|| io::Error::other("the interface was removed")));
                 }
                 if let Some(link) = self.links.remove(token) {
-                    let what = error.map_or_else(|| "it closed the connection".to_owned(), |error| error.to_string());
+                    let what = error
+                        .map_or_else(|| "it closed the connection".to_owned(), |error| error.to_string());
                     self.lost(*link, what, now);
                 }
             }
@@ -309,7 +317,9 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
             self.scratch.clear();
             self.scratch.resize(DATA_OVERHEAD + length, 0);
             self.scratch[DATA_HEADROOM..DATA_HEADROOM + length].copy_from_slice(packet);
-            if let Outgoing::Send { relay, via, frame } = self.node.handle_packet(&mut self.scratch, Checksum::Complete, now) {
+            if let Outgoing::Send { relay, via, frame } =
+                self.node.handle_packet(&mut self.scratch, Checksum::Complete, now)
+            {
                 self.scratch.truncate(frame.end);
                 self.scratch.drain(..frame.start);
                 elsewhere = Some((relay, via));
@@ -332,7 +342,9 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
         };
         let (head, body) = room.split_at_mut(lead);
         if let Some(id) = via {
-            let Ok(header) = via_header(id, self.scratch.len()) else { return self.drops.count(DropReason::TooBig) };
+            let Ok(header) = via_header(id, self.scratch.len()) else {
+                return self.drops.count(DropReason::TooBig);
+            };
             head.copy_from_slice(&header);
         }
         body.copy_from_slice(&self.scratch);
@@ -365,7 +377,10 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
                 failure = walk(node, port, drops, relay, frames, now).err().map(|error| error.to_string());
             }
             Incoming::Closed { code } => {
-                failure = Some(code.map_or_else(|| "it closed the connection".to_owned(), |code| format!("it closed the connection with code {code}")));
+                failure = Some(code.map_or_else(
+                    || "it closed the connection".to_owned(),
+                    |code| format!("it closed the connection with code {code}"),
+                ));
             }
         });
         self.driver.recycle(buffer);
@@ -407,8 +422,12 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
         if self.node.poll_timeout().is_some_and(|(at, _)| at <= now.instant) {
             self.node.handle_timeout(now);
         }
-        let due: Vec<Token> =
-            self.links.iter().filter(|link| link.deadline().is_some_and(|at| at <= now.instant)).map(|link| link.token).collect();
+        let due: Vec<Token> = self
+            .links
+            .iter()
+            .filter(|link| link.deadline().is_some_and(|at| at <= now.instant))
+            .map(|link| link.token)
+            .collect();
         for token in due {
             self.driver.close(token);
             if let Some(link) = self.links.remove(token) {
@@ -422,14 +441,21 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
             let Some(n) = self.dials.iter().position(|dial| dial.ticket == ticket) else { continue };
             let dial = self.dials.swap_remove(n);
             let (id, name) = (dial.relay.id, dial.relay.name.clone());
-            let opened = result.map_err(|error| error.to_string()).and_then(|socket| self.open_link(dial, socket, now));
+            let opened = result
+                .map_err(|error| error.to_string())
+                .and_then(|socket| self.open_link(dial, socket, now));
             if let Err(error) = opened {
                 self.dial_failed(id, name, error, now);
             }
         }
         while let Some(n) = self.dials.iter().position(|dial| dial.deadline <= now.instant) {
             let dial = self.dials.swap_remove(n);
-            self.dial_failed(dial.relay.id, dial.relay.name, format!("no connection to {} in time", dial.target.authority), now);
+            self.dial_failed(
+                dial.relay.id,
+                dial.relay.name,
+                format!("no connection to {} in time", dial.target.authority),
+                now,
+            );
         }
     }
 
@@ -439,11 +465,17 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
     }
 
     fn start_dial(&mut self, relay: Relay, now: Now) {
-        let started = relay.data_url.as_deref().ok_or_else(|| "it has no address for nodes".to_owned()).and_then(|url| {
-            let target = Target::parse(url)?;
-            let ticket = self.dialler.dial(target.host.clone(), target.port, self.limits.dial).map_err(|error| error.to_string())?;
-            Ok((target, ticket))
-        });
+        let started =
+            relay.data_url.as_deref().ok_or_else(|| "it has no address for nodes".to_owned()).and_then(
+                |url| {
+                    let target = Target::parse(url)?;
+                    let ticket = self
+                        .dialler
+                        .dial(target.host.clone(), target.port, self.limits.dial)
+                        .map_err(|error| error.to_string())?;
+                    Ok((target, ticket))
+                },
+            );
         match started {
             Ok((target, ticket)) => {
                 // Helpers keep the limit themselves, unless name resolution hangs.
@@ -456,12 +488,18 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
 
     fn open_link(&mut self, dial: Dial, socket: OwnedFd, now: Now) -> Result<(), String> {
         let Dial { relay, target, .. } = dial;
-        let tls = if target.tls { Some((self.tls_config(relay.tls_pin.as_deref())?, target.server_name()?)) } else { None };
-        let options = ClientOptions { tls, host: target.authority, path: target.path, max_message: MAX_MESSAGE };
+        let tls = if target.tls {
+            Some((self.tls_config(relay.tls_pin.as_deref())?, target.server_name()?))
+        } else {
+            None
+        };
+        let options =
+            ClientOptions { tls, host: target.authority, path: target.path, max_message: MAX_MESSAGE };
         let (mut upgrade_seed, mut mask_seed) = ([0; 16], [0; 32]);
         self.random.fill_bytes(&mut upgrade_seed);
         self.random.fill_bytes(&mut mask_seed);
-        let connection = Connection::client(&options, &self.pool, upgrade_seed).map_err(|error| error.to_string())?;
+        let connection =
+            Connection::client(&options, &self.pool, upgrade_seed).map_err(|error| error.to_string())?;
         let token = self.driver.stream(socket).map_err(|error| error.to_string())?;
         let outbox = Outbox::new(Role::Client, self.limits.queue, &self.pool, mask_seed);
         let phase = Phase::Opening { deadline: now.instant + self.limits.upgrade };
@@ -516,7 +554,8 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
 
     /// Gives every stream that can take one its next buffer.
     fn flush(&mut self, now: Now) {
-        let oldest = Instant::from_nanos(now.instant.as_nanos().saturating_sub(self.limits.age.as_nanos() as u64));
+        let oldest =
+            Instant::from_nanos(now.instant.as_nanos().saturating_sub(self.limits.age.as_nanos() as u64));
         let mut most_queued = 0;
         let mut failed = Vec::new();
         for link in self.links.iter() {
@@ -546,7 +585,9 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
                 self.lost(*link, error, now);
             }
         }
-        if let Some(port) = self.port.as_mut().filter(|port| port.paused && most_queued <= self.limits.queue / 8) {
+        if let Some(port) =
+            self.port.as_mut().filter(|port| port.paused && most_queued <= self.limits.queue / 8)
+        {
             port.paused = false;
             self.driver.resume(port.token);
         }

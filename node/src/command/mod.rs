@@ -1,0 +1,77 @@
+//! One file per command of `edgelink`. Each prints its result to stdout and returns an error that says what to do next.
+
+pub(crate) mod down;
+pub(crate) mod keys;
+pub(crate) mod ping;
+pub(crate) mod status;
+pub(crate) mod up;
+pub(crate) mod version;
+
+use std::io::Write as _;
+
+use anyhow::Context as _;
+use comfy_table::{Table, presets};
+use serde::Serialize;
+
+/// Prints one JSON document.
+fn print_json<T: Serialize>(value: &T) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, value)?;
+    writeln!(out).context("cannot print")
+}
+
+/// A table without frames, for people and for `awk`.
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(header.to_vec());
+    table
+}
+
+/// Prints a table without the blanks that pad its lines.
+fn print_table(table: &Table) {
+    for line in table.to_string().lines() {
+        println!("{}", line.trim_end());
+    }
+}
+
+/// `-` for what is not known.
+fn milliseconds(rtt_ms: Option<f64>) -> String {
+    rtt_ms.map_or_else(|| "-".to_owned(), |rtt| format!("{rtt:.1} ms"))
+}
+
+/// `1.5 GiB`
+fn bytes(count: u64) -> String {
+    const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{count} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// `2h05m`
+fn duration(seconds: f64) -> String {
+    let total = seconds.max(0.0) as u64;
+    let (days, hours, minutes, seconds) = (total / 86_400, total / 3600 % 24, total / 60 % 60, total % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m{seconds:02}s"),
+        (0, ..) => format!("{hours}h{minutes:02}m"),
+        _ => format!("{days}d{hours:02}h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times_are_short() {
+        assert_eq!([0, 1023, 1024, 1_610_612_736].map(bytes), ["0 B", "1023 B", "1.0 KiB", "1.5 GiB"]);
+        assert_eq!(bytes(u64::MAX), "16384.0 PiB");
+        assert_eq!([0.4, 61.0, 7500.0, 200_000.0].map(duration), ["0s", "1m01s", "2h05m", "2d07h"]);
+        assert_eq!(milliseconds(None), "-");
+    }
+}

@@ -1,0 +1,514 @@
+//! The daemon: joins control link, data thread, system and commands. One control thread, one data thread.
+//!
+//! ```text
+//! controller ──link──▶ configuration ──▶ data thread ──reports──▶ addresses and routes of the system, requests to the controller
+//! command line ──socket──▶ status, ping, down
+//! ```
+//!
+//! Start: keys, TUN device, last known configuration; all of that works without the controller. End: connections are closed, the device goes and takes
+//! addresses and routes along. What `kill -9` leaves behind is a socket file, which the next start replaces.
+
+pub(crate) mod data;
+mod serve;
+pub(crate) mod store;
+mod view;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, bail};
+use ipnet::IpNet;
+use meshdp::engine::Prefer;
+use meshdp::engine::node::{Command, Options, Report};
+use meshdp::engine::tls::{Roots, client_config};
+use meshdp::proto::crypto::keys::{MachineKey, NodeKey};
+use meshdp::proto::id::NodeId;
+use meshdp::proto::node::{Event, NodeSettings};
+use meshdp::proto::wire::control::node::{AuthState, Change, NodeUpdate, Settings as NetworkSettings};
+use meshdp::tun::linux::Device;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use crate::config::{Controller, Settings};
+use crate::control::link::{self, LinkEvent, LinkSettings, Request, SharedIdentity};
+use crate::control::sign_in::{Introduction, News, authorise_advice};
+use crate::ipc::message::ControllerState;
+use crate::ipc::server::{Listener, MAX_CLIENTS};
+use crate::keys::{Keys, create_private_dir, random_secret};
+use crate::system::System;
+use data::DataThread;
+use store::{Owner, Store};
+use view::View;
+
+/// At most one snapshot of the configuration is written in this time.
+const SNAPSHOT: Duration = Duration::from_secs(5);
+/// The clock of housekeeping.
+const TICK: Duration = Duration::from_secs(1);
+/// Tokens and handshakes carry dates: beyond this the clock is worth a warning.
+const CLOCK_SKEW_S: u64 = 30;
+
+/// Runs the daemon until it is told to stop.
+pub(crate) fn run(settings: Settings, socket: &Path) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, async {
+        let mut daemon = Daemon::start(settings, socket).await?;
+        let end = daemon.serve().await;
+        daemon.stop().await;
+        end
+    })
+}
+
+/// What commands and the main loop share; one thread.
+struct Shared {
+    settings: Settings,
+    data: DataThread,
+    identity: Rc<RefCell<SharedIdentity>>,
+    view: RefCell<View>,
+    stop: mpsc::Sender<crate::ipc::server::Client>,
+    clients: Cell<usize>,
+}
+
+struct Daemon {
+    shared: Rc<Shared>,
+    listener: Listener,
+    reports: mpsc::Receiver<Report>,
+    link: mpsc::Sender<Request>,
+    link_events: mpsc::Receiver<LinkEvent>,
+    stops: mpsc::Receiver<crate::ipc::server::Client>,
+    system: System,
+    store: Store,
+    /// By own node id.
+    addresses: BTreeMap<NodeId, Vec<IpNet>>,
+    routes: Vec<IpNet>,
+    network: NetworkSettings,
+    snapshot_due: Option<Instant>,
+    pins_kept: usize,
+    leaving: Vec<crate::ipc::server::Client>,
+}
+
+impl Daemon {
+    async fn start(settings: Settings, socket: &Path) -> anyhow::Result<Self> {
+        create_private_dir(&settings.state_dir)?;
+        let listener = Listener::bind(socket)?;
+        let keys = Keys::load_or_create(&settings.key_file, unix_now())?;
+        let owner =
+            Owner { controller: settings.controller.url.to_string(), machine_key: keys.machine().public() };
+        let store = Store::new(&settings.state_dir, owner);
+        let tls = tls_config(&settings.controller)?;
+        let mut config = store.config();
+        if let Some(config) = &mut config {
+            localise(&mut config.settings, &settings);
+            tracing::info!(version = config.version, "starting with the last known configuration");
+        }
+        let network = config.as_ref().map_or_else(
+            || {
+                let mut network = NetworkSettings::default();
+                localise(&mut network, &settings);
+                network
+            },
+            |config| config.settings.clone(),
+        );
+        let device = Device::open(&settings.interface)?;
+        let system = System::open(device.name()).await?;
+        system.bring_up(network.mtu).await?;
+        let config_version = config.as_ref().map_or(0, |config| config.version);
+        let options = Options {
+            node: node_settings(&settings, &keys, &store)?,
+            config,
+            driver: Prefer::from_env()?,
+            roots: settings.controller.ca_file.clone().map_or(Roots::Native, Roots::File),
+        };
+        let (data, reports) = DataThread::start(options, device)?;
+        tracing::info!(interface = %settings.interface, mtu = network.mtu, driver = data.driver(), socket = %listener.path().display(), "up");
+
+        let identity = Rc::new(RefCell::new(SharedIdentity { keys, config_version }));
+        let introduction = Introduction {
+            controller: settings.controller.url.host().to_owned(),
+            hostname: settings.hostname.clone(),
+            networks: settings.networks.clone(),
+            enrolment_key: settings.enrolment_key.clone(),
+            routes: settings.advertise_routes.clone(),
+        };
+        let (link, requests) = mpsc::channel(64);
+        let (events, link_events) = mpsc::channel(64);
+        let (stop, stops) = mpsc::channel(4);
+        let link_settings = LinkSettings {
+            url: settings.controller.url.clone(),
+            tls,
+            introduction,
+            identity: Rc::clone(&identity),
+        };
+        tokio::task::spawn_local(link::run(link_settings, requests, events));
+        let view = View::new(&settings);
+        let shared = Rc::new(Shared {
+            settings,
+            data,
+            identity,
+            view: RefCell::new(view),
+            stop,
+            clients: Cell::new(0),
+        });
+        Ok(Self {
+            shared,
+            listener,
+            reports,
+            link,
+            link_events,
+            stops,
+            system,
+            store,
+            addresses: BTreeMap::new(),
+            routes: Vec::new(),
+            network,
+            snapshot_due: None,
+            pins_kept: 0,
+            leaving: Vec::new(),
+        })
+    }
+
+    /// `Err`: it cannot go on.
+    async fn serve(&mut self) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                // The data thread first: what it has applied is known before the link signs in again.
+                biased;
+                report = self.reports.recv() => {
+                    let report = report.context("the data thread has ended without a word")?;
+                    if let Some(report) = self.shared.data.sort(report) {
+                        self.handle_report(report).await?;
+                    }
+                }
+                event = self.link_events.recv() => self.handle_link(event.context("the control link has ended")?)?,
+                client = self.stops.recv() => {
+                    self.leaving.extend(client);
+                    tracing::info!("asked to go down");
+                    return Ok(());
+                }
+                client = self.listener.accept(), if self.shared.clients.get() < MAX_CLIENTS => {
+                    serve::spawn(client, Rc::clone(&self.shared), self.system.routes().iter().copied().collect());
+                }
+                _ = terminate.recv() => return Ok(tracing::info!("stopping on SIGTERM")),
+                _ = interrupt.recv() => return Ok(tracing::info!("stopping on SIGINT")),
+                _ = hangup.recv() => tracing::info!("SIGHUP: settings are read at start only; restart to change them"),
+                _ = tick.tick() => self.housekeep(),
+            }
+        }
+    }
+
+    async fn stop(mut self) {
+        self.take_snapshot_now().await;
+        self.stops.close();
+        let Self { shared, system, listener, leaving, link, .. } = self;
+        drop(link);
+        match Rc::try_unwrap(shared) {
+            Ok(shared) => shared.data.stop(),
+            // A command is being answered: dropping the handle stops the thread as well.
+            Err(shared) => drop(shared.data.send(Command::Stop)),
+        }
+        if !system.wait_gone(Duration::from_secs(3)).await {
+            tracing::warn!("the interface is still there; it goes with this process");
+        }
+        drop(listener);
+        drop(leaving);
+    }
+
+    async fn handle_report(&mut self, report: Report) -> anyhow::Result<()> {
+        match report {
+            Report::Node(event) => self.handle_event(event).await,
+            Report::Applied { version } => {
+                self.shared.identity.borrow_mut().config_version = version;
+                self.snapshot_due.get_or_insert(Instant::now() + SNAPSHOT);
+            }
+            Report::NeedResync => self.ask(NodeUpdate { resync: true, ..NodeUpdate::default() }),
+            Report::KeyRotated(key) => self.ask(NodeUpdate { node_key: Some(key), ..NodeUpdate::default() }),
+            Report::Snapshot { config, pins } => self.keep(config.as_deref(), &pins),
+            Report::RelayFailed { relay, error } => {
+                tracing::warn!(relay, error, "no connection to the relay; trying again")
+            }
+            Report::Stopped(Some(error)) => bail!("the data thread has ended: {error}"),
+            Report::Stopped(None) => bail!("the data thread has ended"),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    async fn handle_event(&mut self, event: Event) {
+        match event {
+            Event::MembershipAdded { node, name, addresses, .. } => {
+                tracing::info!(network = name, %node, "in the network");
+                self.addresses.insert(node, addresses);
+                self.apply_addresses().await;
+            }
+            Event::MembershipRemoved { node, name, reason, .. } => {
+                tracing::warn!(network = name, %node, reason, "out of the network");
+                self.addresses.remove(&node);
+                self.apply_addresses().await;
+            }
+            Event::NetworkRefused { network, other } => {
+                tracing::error!(
+                    network,
+                    other,
+                    "did not join: its addresses overlap with those of the other network. Leave one of them, or ask the operator for another subnet"
+                );
+            }
+            Event::RoutesChanged { routes } => {
+                self.routes = routes;
+                self.apply_routes().await;
+            }
+            Event::MtuChanged { mtu } => {
+                if let Err(error) = self.system.set_mtu(mtu).await {
+                    tracing::error!("{error:#}");
+                }
+            }
+            Event::PeerUntrusted { peer, reason } => {
+                tracing::error!(%peer, ?reason, "this peer's keys do not verify: no session with it. If it was reinstalled, remove pins.json in the state directory");
+            }
+            Event::SessionEstablished { peer, cipher } => tracing::debug!(%peer, cipher, "session"),
+            Event::PathChanged { peer, path } => tracing::info!(%peer, ?path, "path"),
+            Event::RelayState { relay, ready } => tracing::info!(%relay, ready, "relay"),
+            Event::LatencyReport(report) => drop(self.link.try_send(Request::Report(report))),
+            Event::NeedTokens => self.ask(NodeUpdate { refresh_tokens: true, ..NodeUpdate::default() }),
+            _ => {}
+        }
+    }
+
+    /// What cannot be asked now is asked again by whoever needs it, or said at the next sign-in.
+    fn ask(&self, update: NodeUpdate) {
+        if self.link.try_send(Request::Update(update)).is_err() {
+            tracing::debug!("the control link is busy");
+        }
+    }
+
+    async fn apply_addresses(&mut self) {
+        let wanted: BTreeSet<IpNet> = self.addresses.values().flatten().copied().collect();
+        for error in self.system.set_addresses(wanted).await {
+            tracing::error!("{error:#}");
+        }
+        // Taking the last address of a subnet away makes the kernel drop routes of ours that preferred it.
+        self.apply_routes().await;
+    }
+
+    async fn apply_routes(&mut self) {
+        let wanted = if self.shared.settings.accept_routes {
+            self.routes.iter().copied().collect()
+        } else {
+            BTreeSet::new()
+        };
+        for error in self.system.set_routes(wanted).await {
+            tracing::warn!("{error:#}");
+        }
+    }
+
+    fn handle_link(&mut self, event: LinkEvent) -> anyhow::Result<()> {
+        let mut view = self.shared.view.borrow_mut();
+        match event {
+            LinkEvent::Connecting => view.controller(ControllerState::Connecting, None),
+            LinkEvent::Lost { reason, retry_in } => {
+                tracing::warn!(reason, retry_in_ms = retry_in.as_millis() as u64, "no controller");
+                view.controller(ControllerState::Disconnected, Some(reason));
+            }
+            LinkEvent::Refused { advice } => {
+                if self.shared.identity.borrow().config_version == 0 {
+                    bail!(advice);
+                }
+                tracing::error!("{advice}. Going on with the last configuration; asking again in a minute");
+                view.controller(ControllerState::Refused, Some(advice));
+            }
+            LinkEvent::News(news) => {
+                drop(view);
+                self.handle_news(news);
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_news(&mut self, news: News) {
+        match news {
+            News::ServerTime(theirs) => {
+                let ours = unix_now();
+                if ours.abs_diff(theirs) > CLOCK_SKEW_S {
+                    tracing::warn!(
+                        seconds = ours.abs_diff(theirs),
+                        "this machine's clock and the controller's differ: relays may refuse tokens. Set the clock (timedatectl set-ntp true)"
+                    );
+                }
+            }
+            News::SignedIn(answer) => {
+                let mut view = self.shared.view.borrow_mut();
+                view.memberships = answer.nodes;
+                if answer.state == AuthState::Authorised {
+                    tracing::info!(controller = %self.shared.settings.controller.url, "signed in");
+                    view.controller(ControllerState::Connected, None);
+                }
+            }
+            News::Pending(nodes) => {
+                let advice = authorise_advice(&nodes);
+                tracing::warn!("{advice}");
+                let mut view = self.shared.view.borrow_mut();
+                let state = if view.memberships.iter().any(|node| node.state == AuthState::Authorised) {
+                    ControllerState::Connected
+                } else {
+                    ControllerState::Pending
+                };
+                view.controller(state, Some(advice));
+            }
+            News::Config(mut config) => {
+                localise(&mut config.settings, &self.shared.settings);
+                self.network = config.settings.clone();
+                self.hand_over(Command::Config(config));
+            }
+            News::Update(mut update) => {
+                for change in &mut update.changes {
+                    if let Change::SettingsSet { settings } = change {
+                        localise(settings, &self.shared.settings);
+                        self.network = settings.clone();
+                    }
+                }
+                self.hand_over(Command::Update(update));
+            }
+            News::Warning(error) => {
+                tracing::warn!(code = error.code.code(), "the controller says: {}", error.message)
+            }
+        }
+    }
+
+    fn hand_over(&self, command: Command) {
+        if let Err(error) = self.shared.data.send(command) {
+            tracing::error!(%error, "a configuration was not taken; asking for all of it");
+            self.ask(NodeUpdate { resync: true, ..NodeUpdate::default() });
+        }
+    }
+
+    fn housekeep(&mut self) {
+        if self.snapshot_due.is_some_and(|due| due <= Instant::now()) {
+            self.snapshot_due = None;
+            if let Err(error) = self.shared.data.send(Command::Snapshot) {
+                tracing::debug!(%error, "no snapshot this time");
+                self.snapshot_due = Some(Instant::now() + SNAPSHOT);
+            }
+        }
+        self.rotate_if_due();
+    }
+
+    /// Only while the controller is there to tell the peers (`docs/protocol.md` §2.1).
+    fn rotate_if_due(&mut self) {
+        let connected = self.shared.view.borrow().state() == ControllerState::Connected;
+        let mut identity = self.shared.identity.borrow_mut();
+        let due = identity.keys.created().saturating_add(self.network.node_key_rotate_s.max(60));
+        if !connected || unix_now() < due {
+            return;
+        }
+        match identity.keys.rotate(unix_now()) {
+            Ok(()) => {
+                let (key, created) = (identity.keys.node().clone(), identity.keys.created());
+                tracing::info!(node_key = %key.public(), "rotated the node key");
+                drop(identity);
+                if let Err(error) = self.shared.data.send(Command::RotateNodeKey { key, created }) {
+                    tracing::error!(%error, "the new node key comes into force at the next start");
+                }
+            }
+            Err(error) => tracing::error!("the node key was not rotated: {error:#}"),
+        }
+    }
+
+    fn keep(
+        &mut self,
+        config: Option<&meshdp::proto::wire::control::node::Config>,
+        pins: &[(NodeId, meshdp::proto::wire::control::PublicKey)],
+    ) {
+        let kept = config.map_or(Ok(()), |config| self.store.keep_config(config)).and_then(|()| {
+            if pins.len() == self.pins_kept {
+                return Ok(());
+            }
+            self.pins_kept = pins.len();
+            self.store.keep_pins(pins)
+        });
+        if let Err(error) = kept {
+            tracing::warn!("cannot keep the configuration for a start without the controller: {error:#}");
+        }
+    }
+
+    /// Before the end, when there is something that was not kept yet.
+    async fn take_snapshot_now(&mut self) {
+        if self.snapshot_due.take().is_none() || self.shared.data.send(Command::Snapshot).is_err() {
+            return;
+        }
+        let wait = async {
+            while let Some(report) = self.reports.recv().await {
+                if let Report::Snapshot { config, pins } = report {
+                    return Some((config, pins));
+                }
+            }
+            None
+        };
+        if let Ok(Some((config, pins))) = tokio::time::timeout(Duration::from_secs(1), wait).await {
+            self.keep(config.as_deref(), &pins);
+        }
+    }
+}
+
+fn node_settings(settings: &Settings, keys: &Keys, store: &Store) -> anyhow::Result<NodeSettings> {
+    Ok(NodeSettings {
+        machine: MachineKey::from_seed(keys.machine().seed())?,
+        node_key: NodeKey::clone(keys.node()),
+        node_key_created: keys.created(),
+        previous_node_key: keys.previous(),
+        aes: has_aes(),
+        seed: *random_secret(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        advertised: settings.advertise_routes.clone(),
+        pins: store.pins(),
+    })
+}
+
+/// Whether AES-256-GCM is the faster cipher here.
+fn has_aes() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
+}
+
+fn tls_config(controller: &Controller) -> anyhow::Result<Option<std::sync::Arc<rustls::ClientConfig>>> {
+    if !controller.url.tls() {
+        return Ok(None);
+    }
+    let roots = match (&controller.ca_file, controller.tls_pin) {
+        (Some(file), _) => Roots::File(file.clone()),
+        (None, _) => Roots::Native,
+    };
+    let config = match client_config(&roots, controller.tls_pin) {
+        // A machine without a certificate store can still talk to a pinned controller.
+        Err(meshdp::engine::tls::TlsError::NoRoots) if controller.tls_pin.is_some() => {
+            client_config(&Roots::None, controller.tls_pin)
+        }
+        other => other,
+    };
+    Ok(Some(config?))
+}
+
+/// What this machine's settings say over the operator's.
+fn localise(network: &mut NetworkSettings, settings: &Settings) {
+    if let Some(mtu) = settings.mtu {
+        network.mtu = mtu;
+    }
+    if let Some(latency) = settings.latency_report {
+        network.latency_report_s = latency.as_secs();
+    }
+}
+
+pub(crate) fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

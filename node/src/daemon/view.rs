@@ -1,0 +1,120 @@
+//! What `edgelink status` shows beyond the machine's own picture.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use meshdp::proto::node::NodeStatus;
+use meshdp::proto::wire::control::node::{AuthState, NodeState};
+use tokio::time::Instant;
+
+use super::Shared;
+use crate::config::Settings;
+use crate::ipc::message::{Controller, ControllerState, Network, Status, rows};
+
+/// How things stand with the controller.
+#[derive(Debug)]
+pub(crate) struct View {
+    started: Instant,
+    url: String,
+    state: ControllerState,
+    since: Instant,
+    message: Option<String>,
+    /// From the last AUTH_RESPONSE.
+    pub(crate) memberships: Vec<NodeState>,
+}
+
+impl View {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        let now = Instant::now();
+        Self {
+            started: now,
+            url: settings.controller.url.to_string(),
+            state: ControllerState::Connecting,
+            since: now,
+            message: None,
+            memberships: Vec::new(),
+        }
+    }
+
+    /// Notes a new state of the control link.
+    pub(crate) fn controller(&mut self, state: ControllerState, message: Option<String>) {
+        if self.state != state {
+            self.since = Instant::now();
+        }
+        self.state = state;
+        // While dialling again, the reason why the last try failed is what people want to read.
+        if state != ControllerState::Connecting {
+            self.message = message;
+        }
+    }
+
+    pub(crate) const fn state(&self) -> ControllerState {
+        self.state
+    }
+}
+
+/// Everything together.
+pub(crate) fn status(shared: &Shared, node: &NodeStatus, routes: Vec<IpNet>) -> Status {
+    let view = shared.view.borrow();
+    let identity = shared.identity.borrow();
+    let (peers, relays) = rows(node);
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        uptime_s: view.started.elapsed().as_secs_f64(),
+        interface: shared.settings.interface.clone(),
+        mtu: node.mtu,
+        driver: shared.data.driver().to_owned(),
+        hostname: shared.settings.hostname.clone(),
+        machine_key: node.machine_key.to_string(),
+        node_key: identity.keys.node().public().to_string(),
+        node_key_created: identity.keys.created(),
+        controller: Controller {
+            url: view.url.clone(),
+            state: view.state,
+            since_s: view.since.elapsed().as_secs_f64(),
+            message: view.message.clone(),
+        },
+        config_version: node.config_version,
+        networks: networks(&view, node),
+        peers,
+        relays,
+        routes,
+        drops: node.drops.iter().map(|(&reason, &count)| (reason.to_owned(), count)).collect(),
+    }
+}
+
+/// Those of the configuration, and those that only the controller's answer names (pending ones).
+fn networks(view: &View, node: &NodeStatus) -> Vec<Network> {
+    let mut networks: BTreeMap<_, _> = node
+        .memberships
+        .iter()
+        .map(|membership| {
+            let network = Network {
+                node_id: membership.node_id,
+                network: membership.network.clone(),
+                network_id: None,
+                name: Some(membership.name.clone()),
+                state: "authorised".to_owned(),
+                addresses: membership.addresses.clone(),
+            };
+            (membership.node_id, network)
+        })
+        .collect();
+    for membership in &view.memberships {
+        let entry = networks.entry(membership.node_id).or_insert_with(|| Network {
+            node_id: membership.node_id,
+            network: membership.network.clone(),
+            network_id: None,
+            name: None,
+            state: match membership.state {
+                AuthState::Authorised => "authorised",
+                AuthState::Pending => "pending",
+            }
+            .to_owned(),
+            addresses: Vec::new(),
+        });
+        entry.network_id = Some(membership.network_id);
+    }
+    networks.into_values().collect()
+}
