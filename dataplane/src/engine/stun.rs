@@ -109,7 +109,9 @@ mod tests {
 
     #[test]
     fn a_client_on_v4_and_one_on_v6_learn_their_addresses() {
-        for (listen, local) in [("127.0.0.1:0", "127.0.0.1:0"), ("[::]:0", "[::1]:0"), ("[::]:0", "127.0.0.1:0")] {
+        for (listen, local) in
+            [("127.0.0.1:0", "127.0.0.1:0"), ("[::]:0", "[::1]:0"), ("[::]:0", "127.0.0.1:0")]
+        {
             // A machine without IPv6 has nothing to test there.
             let Ok(server) = StunServer::start(listen.parse().unwrap()) else { continue };
             let client = UdpSocket::bind(local).unwrap();

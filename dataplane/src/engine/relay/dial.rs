@@ -97,7 +97,8 @@ impl WsUrl {
             Some(port) => port.parse().ok().filter(|port| *port != 0).ok_or_else(bad)?,
         };
         let odd = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '@' | '?' | '#' | '\\');
-        if host.is_empty() || host.contains(odd) || path.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        if host.is_empty() || host.contains(odd) || path.chars().any(|c| c.is_whitespace() || c.is_control())
+        {
             return Err(bad());
         }
         let url = Self { tls, host: host.to_owned(), port, path: path.to_owned() };
@@ -186,7 +187,8 @@ mod tests {
 
     #[test]
     fn urls_are_read_strictly() {
-        let url = |tls, host: &str, port, path: &str| WsUrl { tls, host: host.into(), port, path: path.into() };
+        let url =
+            |tls, host: &str, port, path: &str| WsUrl { tls, host: host.into(), port, path: path.into() };
         for (text, want) in [
             ("wss://relay.example/ws/mesh", url(true, "relay.example", 443, "/ws/mesh")),
             ("wss://relay.example:8443", url(true, "relay.example", 8443, "/")),
@@ -195,7 +197,15 @@ mod tests {
         ] {
             assert_eq!(WsUrl::parse(text).unwrap(), want);
         }
-        for text in ["https://a/", "wss://", "wss://a:0/", "wss://a:x/", "wss://a b/", "wss://u@a/", "wss://a/\r\nX: y"] {
+        for text in [
+            "https://a/",
+            "wss://",
+            "wss://a:0/",
+            "wss://a:x/",
+            "wss://a b/",
+            "wss://u@a/",
+            "wss://a/\r\nX: y",
+        ] {
             assert!(matches!(WsUrl::parse(text), Err(DialError::Url(_))), "{text}");
         }
         assert!(matches!(WsUrl::parse("ws://relay.example/"), Err(DialError::Plain(_))));

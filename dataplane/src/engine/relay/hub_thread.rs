@@ -88,7 +88,8 @@ impl HubThread {
 
     fn dial(&mut self, dial: Dial) {
         let relay = dial.relay;
-        let Some(mailbox) = self.mailboxes.get(self.next_worker % self.mailboxes.len().max(1)).cloned() else {
+        let Some(mailbox) = self.mailboxes.get(self.next_worker % self.mailboxes.len().max(1)).cloned()
+        else {
             return;
         };
         self.next_worker = self.next_worker.wrapping_add(1);

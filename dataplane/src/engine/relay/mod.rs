@@ -126,10 +126,15 @@ impl RelayHandle {
             tracing::debug!("no STUN server");
         }
         hub.controller_connected();
-        let shared =
-            Arc::new(Shared { hub: Mutex::new(hub), changed: Condvar::new(), clock, stopped: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            hub: Mutex::new(hub),
+            changed: Condvar::new(),
+            clock,
+            stopped: AtomicBool::new(false),
+        });
         let (hub_input, hub_output) = channel();
-        let mut handle = Self { shared, hub_input, mailboxes: Vec::new(), threads: Vec::new(), data_addr: None, stun };
+        let mut handle =
+            Self { shared, hub_input, mailboxes: Vec::new(), threads: Vec::new(), data_addr: None, stun };
         if let Some(listen) = config.listen {
             handle.start_workers(&config, listen, &mut rng)?;
         }
@@ -324,7 +329,8 @@ impl RelayHandle {
     }
 
     fn spawn(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(StartError::Thread)?;
+        let thread =
+            std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(StartError::Thread)?;
         self.threads.push(thread);
         Ok(())
     }

@@ -29,7 +29,8 @@ pub(super) fn load(directory: &Path) -> Result<Option<SavedState>, StateError> {
             }
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            fs::create_dir_all(directory).map_err(|source| StateError { path: directory.to_owned(), source })?;
+            fs::create_dir_all(directory)
+                .map_err(|source| StateError { path: directory.to_owned(), source })?;
             Ok(None)
         }
         Err(source) => Err(StateError { path, source }),

@@ -67,18 +67,43 @@ impl RelayStats {
     /// In the Prometheus text format.
     pub fn to_prometheus(&self) -> String {
         let mut text = Text(String::new());
-        text.gauge("edgelink_relay_ready", "Whether sign-ins can succeed.", [("", f64::from(u8::from(self.ready)))]);
-        text.gauge("edgelink_relay_grace", "Whether the controller is away and tokens last longer.", [("", f64::from(u8::from(self.in_grace)))]);
-        text.gauge("edgelink_relay_config_version", "Version of the controller's configuration.", [("", self.config_version as f64)]);
+        text.gauge(
+            "edgelink_relay_ready",
+            "Whether sign-ins can succeed.",
+            [("", f64::from(u8::from(self.ready)))],
+        );
+        text.gauge(
+            "edgelink_relay_grace",
+            "Whether the controller is away and tokens last longer.",
+            [("", f64::from(u8::from(self.in_grace)))],
+        );
+        text.gauge(
+            "edgelink_relay_config_version",
+            "Version of the controller's configuration.",
+            [("", self.config_version as f64)],
+        );
         text.gauge("edgelink_relay_nodes", "Nodes connected.", [("", self.connected_nodes as f64)]);
-        let links = self.links.iter().map(|(id, rtt)| (format!("relay=\"{id}\""), rtt.map_or(f64::NAN, |rtt| rtt.as_secs_f64())));
+        let links = self
+            .links
+            .iter()
+            .map(|(id, rtt)| (format!("relay=\"{id}\""), rtt.map_or(f64::NAN, |rtt| rtt.as_secs_f64())));
         text.gauge("edgelink_relay_mesh_rtt_seconds", "Round trip of each mesh link that is up.", links);
         let by_worker = |value: fn(&WorkerStats) -> f64| {
-            self.workers.iter().map(move |worker| (format!("worker=\"{}\",driver=\"{}\"", worker.worker.0, worker.driver), value(worker)))
+            self.workers.iter().map(move |worker| {
+                (format!("worker=\"{}\",driver=\"{}\"", worker.worker.0, worker.driver), value(worker))
+            })
         };
         text.gauge("edgelink_relay_connections", "Connections of all kinds.", by_worker(|w| w.open as f64));
-        text.gauge("edgelink_relay_unauthenticated_connections", "Connections that have not signed in.", by_worker(|w| w.unauthenticated as f64));
-        text.gauge("edgelink_relay_known_nodes", "Nodes in the directory.", by_worker(|w| w.known_nodes as f64));
+        text.gauge(
+            "edgelink_relay_unauthenticated_connections",
+            "Connections that have not signed in.",
+            by_worker(|w| w.unauthenticated as f64),
+        );
+        text.gauge(
+            "edgelink_relay_known_nodes",
+            "Nodes in the directory.",
+            by_worker(|w| w.known_nodes as f64),
+        );
         for (name, help, value) in COUNTERS {
             text.family(name, help, "counter", by_worker(*value));
         }
@@ -95,9 +120,16 @@ impl RelayStats {
         text.family("edgelink_relay_drops_total", "Frames dropped, by reason.", "counter", reasons);
         let networks = by_network.iter().flat_map(|(network, counters)| {
             let nonzero = counters.iter().filter(|(_, n)| *n > 0);
-            nonzero.map(move |(reason, n)| (format!("network=\"{network}\",reason=\"{}\"", reason.label()), n as f64))
+            nonzero.map(move |(reason, n)| {
+                (format!("network=\"{network}\",reason=\"{}\"", reason.label()), n as f64)
+            })
         });
-        text.family("edgelink_relay_network_drops_total", "Frames dropped, by the sender's network.", "counter", networks);
+        text.family(
+            "edgelink_relay_network_drops_total",
+            "Frames dropped, by the sender's network.",
+            "counter",
+            networks,
+        );
         if let Some([answered, refused, dropped]) = self.stun {
             let outcomes = [("answered", answered), ("refused", refused), ("dropped", dropped)];
             let outcomes = outcomes.map(|(outcome, n)| (format!("outcome=\"{outcome}\""), n as f64));
@@ -117,14 +149,20 @@ impl RelayStats {
 type CounterFamily = (&'static str, &'static str, fn(&WorkerStats) -> f64);
 
 const COUNTERS: &[CounterFamily] = &[
-    ("edgelink_relay_frames_received_total", "Frames received to be forwarded.", |w| w.counters.frames_in as f64),
+    ("edgelink_relay_frames_received_total", "Frames received to be forwarded.", |w| {
+        w.counters.frames_in as f64
+    }),
     ("edgelink_relay_bytes_received_total", "Their bytes.", |w| w.counters.bytes_in as f64),
     ("edgelink_relay_frames_forwarded_total", "Frames handed on.", |w| w.counters.frames_out as f64),
     ("edgelink_relay_bytes_forwarded_total", "Their bytes.", |w| w.counters.bytes_out as f64),
-    ("edgelink_relay_mesh_frames_total", "Frames handed to mesh links.", |w| w.counters.mesh_frames_out as f64),
+    ("edgelink_relay_mesh_frames_total", "Frames handed to mesh links.", |w| {
+        w.counters.mesh_frames_out as f64
+    }),
     ("edgelink_relay_sign_ins_total", "Sign-ins that succeeded.", |w| w.counters.sign_ins as f64),
     ("edgelink_relay_refused_connections_total", "Connections over a limit.", |w| w.counters.refused as f64),
-    ("edgelink_relay_handshake_timeouts_total", "Connections cut because they did not sign in.", |w| w.counters.handshake_timeouts as f64),
+    ("edgelink_relay_handshake_timeouts_total", "Connections cut because they did not sign in.", |w| {
+        w.counters.handshake_timeouts as f64
+    }),
 ];
 
 struct Text(String);

@@ -220,7 +220,13 @@ impl<D: Driver> Shell<D> {
         self.seat(token, connection, Role::Client, Some((relay, mesh_token)));
     }
 
-    fn seat(&mut self, token: Token, connection: Connection, role: Role, dialling: Option<(RelayId, String)>) {
+    fn seat(
+        &mut self,
+        token: Token,
+        connection: Connection,
+        role: Role,
+        dialling: Option<(RelayId, String)>,
+    ) {
         let slot = token.slot();
         if slot >= self.peers.len() {
             self.peers.resize_with(slot + 1, || None);

@@ -67,7 +67,11 @@ impl Outputs {
             }
             Verdict::Worker(worker, hop) => {
                 let index = usize::from(worker.0);
-                let sent = self.lanes.get_mut(index).and_then(Option::as_mut).is_some_and(|lane| lane.push(hop, frame));
+                let sent = self
+                    .lanes
+                    .get_mut(index)
+                    .and_then(Option::as_mut)
+                    .is_some_and(|lane| lane.push(hop, frame));
                 if sent {
                     self.to_wake[index] = true;
                 } else {
