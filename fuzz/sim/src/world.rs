@@ -102,11 +102,6 @@ impl World {
         self.rng.next_u64()
     }
 
-    /// The generator that everything is drawn from.
-    pub const fn rng(&self) -> &ChaCha20Rng {
-        &self.rng
-    }
-
     /// Adds a relay and starts it.
     pub fn add_relay(&mut self) -> RelayId {
         let id = RelayId(self.relays.len() as u16 + 1);
@@ -214,10 +209,9 @@ impl World {
 
     /// Changes a machine's link to one relay.
     pub fn set_link(&mut self, machine: usize, relay: RelayId, quality: Quality) {
-        if let Some(number) = self.machines[machine].connections.get(&relay) {
-            if let Some(connection) = self.connections.get_mut(number) {
-                connection.quality = quality;
-            }
+        let number = self.machines[machine].connections.get(&relay);
+        if let Some(connection) = number.and_then(|number| self.connections.get_mut(number)) {
+            connection.quality = quality;
         }
     }
 
@@ -282,7 +276,7 @@ impl World {
                 Some(header) => [header.as_slice(), frame].concat(),
                 None => frame.to_vec(),
             };
-            self.transmit(machine, relay, message);
+            self.transmit(machine, relay, &message);
         }
         self.drain_machine(machine);
         id
@@ -364,7 +358,7 @@ impl World {
             Happening::Dialled { machine, relay, start } => self.dialled(machine, relay, start),
             Happening::MeshDialled { from, to, token } => self.mesh_dialled(from, to, token),
             Happening::RelayToController { relay, kind, payload } => {
-                self.controller_hears(relay, kind, &payload)
+                self.controller_hears(relay, kind, &payload);
             }
             Happening::ControllerToRelay { relay, kind, payload } => {
                 if let Some(host) = self.relays.get_mut(&relay).filter(|host| host.up) {
@@ -400,9 +394,11 @@ impl World {
             buffer.clear();
             node.poll_transmit(&mut buffer)
         }) {
-            self.transmit(machine, relay, buffer.clone());
+            self.transmit(machine, relay, &buffer);
         }
-        while let Some(event) = self.machines[machine].node.as_mut().and_then(|node| node.poll_event()) {
+        while let Some(event) =
+            self.machines[machine].node.as_mut().and_then(meshdp::proto::node::Node::poll_event)
+        {
             match event {
                 Event::DialRelay { relay } => {
                     let start = self.machines[machine].starts;
@@ -448,9 +444,9 @@ impl World {
         }
     }
 
-    fn transmit(&mut self, machine: usize, relay: RelayId, message: Vec<u8>) {
+    fn transmit(&mut self, machine: usize, relay: RelayId, message: &[u8]) {
         let Some(connection) = self.machines[machine].connections.get(&relay).copied() else { return };
-        for frame in Frames::new(&message) {
+        for frame in Frames::new(message) {
             let frame = frame.expect("nodes send whole frames").bytes.to_vec();
             self.carry(connection, 0, frame);
         }

@@ -39,6 +39,7 @@ impl Node {
         for id in gone {
             self.remove_membership(id, "no longer in the configuration");
         }
+        let joined = accepted.iter().any(|id| !self.memberships.contains_key(id));
         for membership in config.memberships.iter().filter(|m| accepted.contains(&m.node_id)) {
             self.set_membership(membership, now);
         }
@@ -56,8 +57,11 @@ impl Node {
         }
         self.config = Some(config);
         self.settings_changed(now);
-        self.after_change(now);
-        self.wake_relays(now);
+        self.after_change();
+        if joined {
+            self.wake_relays(now);
+        }
+        self.relays_due(now);
     }
 
     /// Takes a delta.
@@ -86,7 +90,7 @@ impl Node {
         for change in update.changes {
             self.apply_change(change, now);
         }
-        self.after_change(now);
+        self.after_change();
         Ok(())
     }
 
@@ -105,7 +109,7 @@ impl Node {
                 }
             }
             Change::RouteSet { node_id, .. } | Change::RouteRemove { node_id, .. } => {
-                self.set_routes(node_id)
+                self.set_routes(node_id);
             }
             Change::RelaySet { relay } => {
                 self.set_relay(&relay, now);
@@ -386,7 +390,7 @@ impl Node {
     }
 
     /// Tells the subnets to route when they are others than before.
-    fn after_change(&mut self, _now: Now) {
+    fn after_change(&mut self) {
         let routes: BTreeSet<IpNet> =
             self.directory.iter().flat_map(|peer| peer.routes.iter().copied()).collect();
         let routes: Vec<_> = routes.into_iter().collect();

@@ -26,6 +26,8 @@ mod queue;
 mod relay_link;
 mod session_keeper;
 mod status;
+#[cfg(test)]
+mod tests;
 mod timer;
 
 use std::collections::{BTreeMap, VecDeque};

@@ -221,7 +221,7 @@ mod tests {
                 list.push((prefix, peer as u32));
             }
             for (index, random) in asked {
-                let near = (!routes.is_empty()).then(|| index.get(&routes).0).unwrap_or(random);
+                let near = if routes.is_empty() { random } else { index.get(&routes).0 };
                 for address in [random, near] {
                     let destination = IpAddr::from(address);
                     let best = list.iter().filter(|(p, _)| p.contains(&destination)).max_by_key(|(p, _)| p.prefix_len());

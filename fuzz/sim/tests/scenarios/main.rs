@@ -1,5 +1,7 @@
 //! What the mesh must do, told as stories under a virtual clock.
 
+#![allow(clippy::unwrap_used, reason = "a scenario that cannot go on has failed")]
+
 mod change;
 mod failure;
 mod hostile;

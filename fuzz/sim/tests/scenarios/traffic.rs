@@ -119,7 +119,7 @@ fn a_path_over_two_relays_is_taken_on_the_controllers_advice() {
     }
     let status = world.machines[0].node().status(world.now.instant);
     assert_eq!(status.peers[0].path, path);
-    assert_eq!(world.model.loss(), 0.0);
+    assert_eq!(world.model.lost(), 0);
     assert!(world.relays[&RelayId(2)].worker.counters().mesh_frames_out >= 10);
 }
 
