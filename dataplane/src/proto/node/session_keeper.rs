@@ -79,7 +79,7 @@ impl Node {
         let timestamp = UnixTime::from_micros(self.last_timestamp);
         self.directory.release(&mut self.gone);
         let local = self.directory.new_session(key, &mut self.rng);
-        let begun = handshake::initiate(&ends, self.offer, local, timestamp, &mut self.rng, now.instant);
+        let begun = handshake::initiate(&ends, self.offer, local, timestamp, &mut self.secrets, now.instant);
         let Ok((state, frame)) = begun else {
             // A key that X25519 does not take: the peer signed it, so nobody else is to blame.
             self.gone.push(local);
@@ -127,7 +127,8 @@ impl Node {
         let ends = Ends { own: peer.own, own_key, peer: peer.id, peer_key: &peer_key };
         let last = peer.last_init;
         let local = self.directory.new_session(key, &mut self.rng);
-        let responded = handshake::respond(&ends, self.offer, local, &init, last, &mut self.rng, now.instant);
+        let responded =
+            handshake::respond(&ends, self.offer, local, &init, last, &mut self.secrets, now.instant);
         let responded = responded.map_err(|error| {
             self.gone.push(local);
             self.directory.release(&mut self.gone);

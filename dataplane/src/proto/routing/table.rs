@@ -89,8 +89,8 @@ impl RouteTable {
                 let (_, gateways) = self.v4.get_lpm(&host)?;
                 choose(gateways, packet, addresses, &usable)
                     .or_else(|| {
-                        let shorter: Vec<_> = self.v4.cover_values(&host).collect();
-                        shorter.into_iter().rev().find_map(|g| choose(g, packet, addresses, &usable))
+                        let covering = self.v4.cover_values(&host);
+                        covering.filter_map(|g| choose(g, packet, addresses, &usable)).last()
                     })
                     .or_else(|| choose(gateways, packet, addresses, &|_| true))
             }
@@ -99,8 +99,8 @@ impl RouteTable {
                 let (_, gateways) = self.v6.get_lpm(&host)?;
                 choose(gateways, packet, addresses, &usable)
                     .or_else(|| {
-                        let shorter: Vec<_> = self.v6.cover_values(&host).collect();
-                        shorter.into_iter().rev().find_map(|g| choose(g, packet, addresses, &usable))
+                        let covering = self.v6.cover_values(&host);
+                        covering.filter_map(|g| choose(g, packet, addresses, &usable)).last()
                     })
                     .or_else(|| choose(gateways, packet, addresses, &|_| true))
             }

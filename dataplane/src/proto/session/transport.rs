@@ -32,8 +32,7 @@ pub enum Role {
     Responder,
 }
 
-/// What a handshake yields.
-#[derive(Debug)]
+/// What a handshake yields. Zeroed when dropped, and without `Debug`: it has nothing to show.
 pub struct SessionKeys {
     /// For both directions.
     pub cipher: Cipher,
