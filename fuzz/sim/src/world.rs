@@ -62,8 +62,11 @@ pub struct World {
     pub model: Model,
     /// Of connections made from now on.
     pub quality: Quality,
+    /// False: the controller says and hears nothing.
+    pub controller_up: bool,
     /// Called for every frame between nodes that a link carries; may change it.
     pub tap: Option<Tap>,
+    blocked: BTreeSet<(usize, RelayId)>,
     connections: BTreeMap<u64, Connection>,
     queue: BTreeMap<(Instant, u64), Happening>,
     serial: u64,
@@ -87,7 +90,9 @@ impl World {
             controller: Controller::default(),
             model: Model::default(),
             quality: Quality::clean(Duration::from_millis(10)),
+            controller_up: true,
             tap: None,
+            blocked: BTreeSet::new(),
             connections: BTreeMap::new(),
             queue: BTreeMap::new(),
             serial: 0,
@@ -197,6 +202,31 @@ impl World {
         if let Some(host) = self.relays.get_mut(&relay) {
             host.up = false;
         }
+    }
+
+    /// From now on a machine cannot connect to a relay.
+    pub fn block(&mut self, machine: usize, relay: RelayId) {
+        self.blocked.insert((machine, relay));
+        let host = self.relays.get_mut(&relay);
+        let number = self.machines[machine].connections.get(&relay).copied();
+        let (Some(host), Some(number)) = (host, number) else { return };
+        let conn = host.connections.iter().find(|(_, other)| **other == number).map(|(conn, _)| *conn);
+        if let Some(conn) = conn {
+            host.connections.remove(&conn);
+            host.worker.closed(conn);
+            self.close(number, 1);
+            self.drain_relay(relay);
+        }
+    }
+
+    /// Has a machine ask a node for an answer; its round trip will be in [`Machine::echoes`].
+    ///
+    /// # Panics
+    /// When the machine is stopped, or will not.
+    pub fn echo(&mut self, machine: usize, to: NodeId, id: u64, size: usize) {
+        let node = self.machines[machine].node.as_mut().expect("the machine runs");
+        node.echo(to, id, size, self.now).expect("the node sends the echo");
+        self.drain_machine(machine);
     }
 
     /// Changes links that are there and those to come.
@@ -352,6 +382,16 @@ impl World {
     }
 
     fn happen(&mut self, happening: Happening) {
+        let by_controller = matches!(
+            happening,
+            Happening::RelayToController { .. }
+                | Happening::ControllerToRelay { .. }
+                | Happening::Update { .. }
+                | Happening::WholeConfig { .. }
+        );
+        if by_controller && !self.controller_up {
+            return;
+        }
         match happening {
             Happening::Frame { connection, side, bytes } => self.frame_arrives(connection, side, bytes),
             Happening::Closed { connection, side } => self.close_arrives(connection, side),
@@ -564,7 +604,7 @@ impl World {
         if self.machines[machine].starts != start || self.machines[machine].node.is_none() {
             return;
         }
-        let conn = self.accept(relay);
+        let conn = if self.blocked.contains(&(machine, relay)) { None } else { self.accept(relay) };
         let Some(node) = &mut self.machines[machine].node else { return };
         let Some(conn) = conn else {
             node.relay_closed(relay, self.now);
