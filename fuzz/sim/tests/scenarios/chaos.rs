@@ -62,6 +62,8 @@ fn after_any_disorder_everyone_reaches_everyone_again() {
                 world.run_for(ms(pause));
             }
         }
+        let (sent, delivered) = world.model.counts();
+        assert!(delivered > sent / 10 && delivered < sent, "{delivered} of {sent}: disorder, not silence");
         world.set_quality(Quality::clean(ms(15)));
         for id in 1..=RELAYS {
             if !world.relays[&RelayId(id)].up {
