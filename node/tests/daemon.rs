@@ -17,7 +17,7 @@ use meshdp::proto::id::RouteId;
 use meshdp::proto::id::{NetworkId, NodeId, RelayId};
 use meshdp::proto::wire::control::node::{
     AuthChallenge, AuthState, Config, MachineAuth, MachineAuthorised, Membership, Network, NodeState, Paths,
-    Peer, Route, Settings,
+    Peer, Relay, Route, Settings,
 };
 use meshdp::proto::wire::control::{self, AuthRequest, AuthResponse, Base64, ErrorMessage};
 use meshdp::proto::wire::frame::{Flags, FrameType, Frames};
@@ -60,7 +60,7 @@ struct TestController(Arc<Mutex<Known>>);
 #[derive(Default)]
 struct Known {
     machines: Vec<MachineAuth>,
-    relays: Vec<meshdp::proto::wire::control::node::Relay>,
+    relays: Vec<Relay>,
     hold: bool,
     /// Bumped to make every connection send its configuration again.
     generation: u64,
@@ -139,16 +139,14 @@ impl TestController {
     fn register(&self, request: MachineAuth) -> usize {
         let mut known = self.0.lock().unwrap();
         known.generation += 1;
-        match known.machines.iter().position(|machine| machine.machine_key == request.machine_key) {
-            Some(index) => {
-                known.machines[index] = request;
-                index
-            }
-            None => {
-                known.machines.push(request);
-                known.machines.len() - 1
-            }
+        if let Some(index) =
+            known.machines.iter().position(|machine| machine.machine_key == request.machine_key)
+        {
+            known.machines[index] = request;
+            return index;
         }
+        known.machines.push(request);
+        known.machines.len() - 1
     }
 
     fn state(&self) -> (AuthState, u64) {
