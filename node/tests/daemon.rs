@@ -328,7 +328,10 @@ fn inside_two_daemons() {
     let waiting = one.wait("a pending state", |status| status["controller"]["state"] == "pending");
     let advice = waiting["controller"]["message"].as_str().unwrap();
     assert!(advice.contains("edgelink-ctl node authorize 17"), "{advice}");
-    assert_eq!(waiting["networks"][0]["state"], "pending");
+    assert_eq!(
+        (&waiting["pending"][0]["node_id"], &waiting["memberships"][0]),
+        (&Value::from(17), &Value::Null)
+    );
     controller.release();
 
     let two = Daemon::up(&url, "edge1", folder.path(), &["--advertise-route", "192.168.50.0/24"]);
@@ -364,14 +367,14 @@ fn inside_two_daemons() {
     let away = Daemon::up("ws://127.0.0.1:1", "edge0", folder.path(), &[]);
     away.wait("an answer", |status| status["controller"]["state"] != "connected");
     assert_eq!(
-        away.status().unwrap()["networks"][0]["node_id"],
+        away.status().unwrap()["memberships"][0]["node_id"],
         Value::Null,
         "another controller's configuration is not used"
     );
     drop(away);
     let mut one = Daemon::up(&url, "edge0", folder.path(), &[]);
     let status = one.wait("everything again", ready);
-    assert_eq!(status["networks"][0]["node_id"], 17);
+    assert_eq!(status["memberships"][0]["node_id"], 17);
 
     let down = one.run(&["down"]);
     assert!(down.status.success() && !ip("link").contains("edge0"), "{down:?}");
