@@ -4,7 +4,7 @@
 //! what is to be sent comes out of [`Connection::take_output`], which takes from the connection's [`Outbox`] once the upgrade is done. Pings,
 //! pongs and the closing handshake are answered inside.
 //!
-//! ```ignore
+//! ```text
 //! connection.receive(driver.bytes(&buffer), &mut |incoming| match incoming {
 //!     Incoming::Upgraded(request) => …,            // server: which path, which forwarded address
 //!     Incoming::Message(frames) => …,              // whole EdgeLink frames, in place: route them into other outboxes
@@ -99,7 +99,7 @@ pub struct Connection {
     tls: Option<Box<Filter>>,
     stream: Stream,
     pool: Pool,
-    /// What is to be sent can no longer be sealed: only what is pending goes.
+    /// TLS has failed: nothing is opened or sealed any more, only what is pending goes.
     broken: bool,
 }
 
@@ -184,6 +184,9 @@ impl Connection {
         sink: &mut impl FnMut(Incoming<'_>),
     ) -> Result<(), ConnectionError> {
         let Self { tls, stream, pool, broken } = self;
+        if *broken || matches!(stream.phase, Phase::Ended) {
+            return Ok(());
+        }
         let outcome = match tls {
             None => stream.receive(bytes, sink),
             Some(tls) => {

@@ -1,5 +1,7 @@
 #![allow(clippy::option_option, reason = "whether it came, and whether it said something")]
 
+use proptest::prelude::*;
+
 use super::super::tls::{Roots, client_config, self_signed};
 use super::*;
 use crate::proto::time::Instant;
@@ -55,11 +57,17 @@ fn run(a: &mut End, b: &mut End, cut: usize) {
 }
 
 fn ends(tls: bool) -> (End, End, Pool) {
+    ends_named(tls, &["relay.test".to_owned()])
+}
+
+/// With a certificate for all of `names`.
+fn ends_named(tls: bool, names: &[String]) -> (End, End, Pool) {
     let pool = Pool::new();
     let (server_tls, client_tls) = if tls {
-        let directory = std::env::temp_dir().join("meshdp-connection-tests");
-        let name = format!("{:?}", std::thread::current().id());
-        let (server, pin) = self_signed(&["relay.test".to_owned()], &directory.join(name)).unwrap();
+        let unique = format!("meshdp-connection-{}-{:?}", std::process::id(), std::thread::current().id());
+        let directory = std::env::temp_dir().join(unique);
+        let (server, pin) = self_signed(names, &directory).unwrap();
+        std::fs::remove_dir_all(directory).unwrap();
         let client = client_config(&Roots::None, Some(pin)).unwrap();
         (Some(server), Some((client, ServerName::try_from("relay.test").unwrap())))
     } else {
@@ -167,4 +175,57 @@ fn another_path_and_an_untrusted_certificate_end_both_sides() {
     assert!(matches!(client.error, Some(ConnectionError::Tls(rustls::Error::InvalidCertificate(_)))));
     // The alert arrived.
     assert!(matches!(server.error, Some(ConnectionError::Tls(rustls::Error::AlertReceived(_)))));
+}
+
+#[test]
+fn a_handshake_message_longer_than_a_record_is_put_together() {
+    let names: Vec<String> = (0..1500).map(|number| format!("name-{number}.relay.test")).collect();
+    for cut in [100, 5000, 1 << 20] {
+        let (mut client, mut server, _pool) = ends_named(true, &names);
+        client.push(b"hello");
+        run(&mut client, &mut server, cut);
+        assert_eq!(server.got, [b"hello"], "cut {cut}");
+    }
+}
+
+#[test]
+fn what_is_no_tls_or_was_changed_on_the_way_is_refused_with_an_alert() {
+    let (_, mut server, _pool) = ends(true);
+    server.receive(&mut b"GET /ws/data HTTP/1.1\r\nHost: a\r\n\r\n".to_vec());
+    assert!(matches!(server.error, Some(ConnectionError::Tls(_))));
+    server.connection.close(1002, "");
+    assert!(
+        server.connection.take_output(&mut server.outbox).unwrap().is_none_or(|out| out.filled()[0] == 21)
+    );
+
+    let (mut client, mut server, _pool) = ends(true);
+    run(&mut client, &mut server, 1 << 20);
+    client.push(b"secret");
+    let mut record = client.connection.take_output(&mut client.outbox).unwrap().unwrap();
+    record.filled_mut()[9] ^= 1;
+    server.receive(record.filled_mut());
+    assert!(matches!(server.error, Some(ConnectionError::Tls(rustls::Error::DecryptError))));
+    assert!(server.got.is_empty());
+    server.connection.close(1002, "");
+    run(&mut client, &mut server, 1 << 20);
+    assert!(matches!(client.error, Some(ConnectionError::Tls(rustls::Error::AlertReceived(_)))));
+    assert!(server.connection.is_finished());
+}
+
+proptest! {
+    /// Nothing that comes over the network makes an end panic, whatever it has been told before.
+    #[test]
+    fn any_bytes_end_in_an_error_or_nothing(tls in any::<bool>(), before in any::<bool>(), bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+        let (mut client, mut server, _pool) = ends(tls);
+        if before {
+            run(&mut client, &mut server, 1 << 20);
+        }
+        for end in [&mut client, &mut server] {
+            end.receive(&mut bytes.clone());
+            end.receive(&mut bytes.clone());
+            end.connection.close(1002, "");
+            while let Ok(Some(_)) = end.connection.take_output(&mut end.outbox) {}
+            prop_assert!(end.connection.is_finished());
+        }
+    }
 }

@@ -1,12 +1,12 @@
 //! The driver on io_uring: the default.
 //!
 //! Each descriptor has at most one receiving operation (multishot: it goes on until it is cancelled or runs out of buffers) and at most one send.
-//! Received bytes land in [`buffers`] that the kernel picks; 512 KiB of them are in flight at most, which was worth a third of a frame's
+//! Received bytes land in `buffers` that the kernel picks; 512 KiB of them are in flight at most, which was worth a third of a frame's
 //! cost at 64 busy pairs (864 to 610 ns, 2 vCPU Sapphire Rapids guest, Linux 6.18). One system call submits what was asked for and waits.
 //!
 //! Ownership is the proof: a send buffer and a message header move into the slot when their operation starts and leave it when its last
 //! completion has come; a slot is freed when no operation of it is left; the ring is dropped before the buffers' memory, after everything
-//! in flight has been cancelled. The operations of a slot are told apart by [`slot::Op`] in their user data.
+//! in flight has been cancelled. The operations of a slot are told apart by `slot::Op` in their user data.
 
 mod buffers;
 mod completion;
