@@ -6,7 +6,7 @@
 //!
 //! The loop of a worker (generic over `D: Driver`, chosen once by [`super::open`]):
 //!
-//! ```ignore
+//! ```text
 //! loop {
 //!     driver.wait(machine.poll_timeout())?;
 //!     while let Some(event) = driver.next_event() {

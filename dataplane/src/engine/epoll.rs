@@ -33,7 +33,7 @@ const ACCEPT_REST: Duration = Duration::from_millis(50);
 
 /// See the module's doc.
 pub struct Epoll {
-    epoll: OwnedFd,
+    poller: OwnedFd,
     slots: Slab<Slot>,
     reports: Vec<epoll::Event>,
     /// Descriptors that may have something to read; each at most once ([`Slot::queued`]).
@@ -75,12 +75,12 @@ enum Kind {
 impl Epoll {
     /// Opens it.
     pub fn open() -> io::Result<Self> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let poller = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let waker = Waker::new()?;
         let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        epoll::add(&epoll, waker.descriptor(), epoll::EventData::new_u64(WAKER), flags)?;
+        epoll::add(&poller, waker.descriptor(), epoll::EventData::new_u64(WAKER), flags)?;
         Ok(Self {
-            epoll,
+            poller,
             slots: Slab::new(),
             reports: Vec::with_capacity(BATCH),
             ready: VecDeque::new(),
@@ -109,7 +109,7 @@ impl Epoll {
             epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
         let slot = self.slots.get(token).expect("just inserted");
         let data = epoll::EventData::new_u64(u64::from(token.generation) << 32 | u64::from(token.slot));
-        if let Err(error) = epoll::add(&self.epoll, &slot.fd, data, flags) {
+        if let Err(error) = epoll::add(&self.poller, &slot.fd, data, flags) {
             self.slots.remove(token);
             return Err(error.into());
         }
@@ -399,7 +399,7 @@ impl Driver for Epoll {
     fn close(&mut self, token: Token) {
         if let Some(slot) = self.slots.remove(token) {
             // Dropping it is not enough when the caller holds a duplicate.
-            let _ = epoll::delete(&self.epoll, &slot.fd);
+            let _ = epoll::delete(&self.poller, &slot.fd);
         }
     }
 
@@ -421,7 +421,7 @@ impl Driver for Epoll {
         });
         let mut reports = std::mem::take(&mut self.reports);
         reports.clear();
-        let outcome = epoll::wait(&self.epoll, spare_capacity(&mut reports), timeout.as_ref());
+        let outcome = epoll::wait(&self.poller, spare_capacity(&mut reports), timeout.as_ref());
         for report in &reports {
             let (data, flags) = (report.data.u64(), report.flags);
             if data == WAKER {

@@ -7,14 +7,16 @@
 pub mod connection;
 pub mod driver;
 pub mod epoll;
+#[cfg(test)]
+mod interop;
 pub mod node;
 pub mod outbox;
 pub mod relay;
 mod slab;
 pub mod socket;
+pub mod stun;
 #[cfg(test)]
 mod tests;
-pub mod stun;
 pub mod tls;
 pub mod uring;
 
@@ -63,6 +65,7 @@ impl Prefer {
 
 /// An open driver: match once, then run generic code.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "matched once, right after it was made")]
 pub enum Opened {
     /// The default.
     Uring(uring::Uring),

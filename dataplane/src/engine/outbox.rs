@@ -256,3 +256,122 @@ fn room(len: usize, role: Role) -> usize {
 fn masking_key(role: Role, masks: &mut ChaCha8Rng) -> Option<[u8; 4]> {
     (role == Role::Client).then(|| masks.next_u32().to_ne_bytes())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::proto::wire::websocket::{Item, Reader};
+
+    fn outbox(role: Role) -> Outbox {
+        Outbox::new(role, 1 << 20, &Pool::new(), [3; 32])
+    }
+
+    /// The messages that an other end reads out of everything that waits.
+    fn sent(outbox: &mut Outbox) -> Vec<Vec<u8>> {
+        let reader = if outbox.role == Role::Client { Role::Server } else { Role::Client };
+        let mut reader = Reader::new(reader, 1 << 20);
+        let mut messages = Vec::new();
+        while let Some(mut buffer) = outbox.next() {
+            reader
+                .receive(buffer.filled_mut(), &mut |item| match item {
+                    Item::Message(message) => messages.push(message.to_vec()),
+                    other => panic!("unexpected {other:?}"),
+                })
+                .unwrap();
+        }
+        assert_eq!(reader.buffered(), 0);
+        messages
+    }
+
+    #[test]
+    fn what_is_alone_goes_alone_and_what_waits_shares_a_message() {
+        let mut outbox = outbox(Role::Server);
+        outbox.push(b"alone", Instant::ZERO).unwrap();
+        assert_eq!(sent(&mut outbox), [b"alone"]);
+        outbox.push(b"to", Instant::ZERO).unwrap();
+        outbox.push(b"gether", Instant::ZERO).unwrap();
+        assert_eq!(sent(&mut outbox), [b"together"]);
+        assert!(outbox.is_empty() && outbox.next().is_none());
+    }
+
+    #[test]
+    fn urgent_frames_overtake_and_survive_drops() {
+        let mut outbox = outbox(Role::Client);
+        outbox.push(b"data", Instant::ZERO).unwrap();
+        outbox.push_urgent(b"first", Instant::ZERO).unwrap();
+        outbox.push_urgent(b"second", Instant::ZERO).unwrap();
+        assert_eq!(sent(&mut outbox), [&b"firstsecond"[..], b"data"]);
+        outbox.push(b"data", Instant::ZERO).unwrap();
+        outbox.push_urgent(b"pong", Instant::ZERO).unwrap();
+        assert_eq!(outbox.drop_oldest().unwrap().frames, 1);
+        assert_eq!(outbox.drop_oldest(), None);
+        assert_eq!(sent(&mut outbox), [b"pong"]);
+        let flood = (0..100).take_while(|_| outbox.push_urgent(&[0; 1000], Instant::ZERO).is_ok()).count();
+        assert!((60..70).contains(&flood));
+    }
+
+    #[test]
+    fn a_reservation_that_is_not_committed_was_never_there() {
+        let mut outbox = outbox(Role::Server);
+        outbox.reserve(1500, Instant::ZERO).unwrap().fill(9);
+        assert_eq!(sent(&mut outbox), Vec::<Vec<u8>>::new());
+        outbox.reserve(1500, Instant::ZERO).unwrap()[..3].copy_from_slice(b"abc");
+        outbox.commit(3);
+        outbox.reserve(70, Instant::ZERO).unwrap().fill(9);
+        outbox.push(b"def", Instant::ZERO).unwrap();
+        assert_eq!(sent(&mut outbox), [b"abcdef"]);
+    }
+
+    #[test]
+    fn the_limit_holds_and_the_oldest_can_make_room() {
+        let mut outbox = Outbox::new(Role::Server, 200_000, &Pool::new(), [0; 32]);
+        let frame = [1; 1400];
+        let at = |ms| Instant::ZERO + Duration::from_millis(ms);
+        let mut pushed = 0;
+        while outbox.push(&frame, at(pushed)).is_ok() {
+            pushed += 1;
+        }
+        assert!(outbox.queued() <= 200_000 && outbox.queued() > 195_000);
+        let dropped = outbox.drop_oldest().unwrap();
+        assert!(dropped.bytes > 60_000 && dropped.frames > 40);
+        assert!(outbox.push(&frame, at(pushed)).is_ok());
+        let stale = outbox.drop_older_than(at(pushed));
+        assert_eq!(stale.frames + dropped.frames, pushed as usize + 1);
+        assert!(outbox.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn every_frame_arrives_once_in_order_and_no_message_is_longer_than_it_must_be(
+            client in any::<bool>(),
+            lengths in proptest::collection::vec(prop_oneof![8 => 1usize..2000, 1 => 1usize..=MAX_FRAME, 1 => 16_000usize..16_500], 0..120),
+            takes in proptest::collection::vec(any::<bool>(), 0..120),
+        ) {
+            let role = if client { Role::Client } else { Role::Server };
+            let mut outbox = Outbox::new(role, 64 << 20, &Pool::new(), [3; 32]);
+            let (mut messages, mut whole, mut longest) = (Vec::new(), Vec::new(), 0);
+            for (number, &length) in lengths.iter().enumerate() {
+                let frame = vec![number as u8; length];
+                if number % 2 == 0 {
+                    outbox.push(&frame, Instant::ZERO).unwrap();
+                } else {
+                    outbox.reserve(length + 50, Instant::ZERO).unwrap()[..length].copy_from_slice(&frame);
+                    outbox.commit(length);
+                }
+                whole.extend(frame);
+                longest = longest.max(length);
+                if takes.get(number) == Some(&true) {
+                    messages.extend(sent(&mut outbox));
+                }
+            }
+            messages.extend(sent(&mut outbox));
+            prop_assert!(messages.concat() == whole);
+            prop_assert!(messages.iter().all(|m| !m.is_empty() && m.len() <= RECORD.max(longest)));
+            prop_assert_eq!(outbox.queued(), 0);
+        }
+    }
+}

@@ -18,7 +18,10 @@ pub const LARGEST: usize = CLASSES[CLASSES.len() - 1].0;
 
 /// Hands out buffers; clones share the same shelves. One per worker thread.
 #[derive(Clone, Default)]
-pub struct Pool(Rc<[RefCell<Vec<Box<[u8]>>>; CLASSES.len()]>);
+pub struct Pool(Rc<[Shelf; CLASSES.len()]>);
+
+/// Idle buffers of one class.
+type Shelf = RefCell<Vec<Box<[u8]>>>;
 
 impl Pool {
     /// An empty pool.
@@ -156,7 +159,10 @@ impl Drop for Buffer {
 
 impl fmt::Debug for Buffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Buffer").field("len", &self.len()).field("capacity", &self.storage.len()).finish()
+        f.debug_struct("Buffer")
+            .field("len", &self.len())
+            .field("capacity", &self.storage.len())
+            .finish_non_exhaustive()
     }
 }
 

@@ -66,7 +66,8 @@ impl Filter {
     /// Takes received bytes and hands out the plaintext of each record.
     ///
     /// # Errors
-    /// After one from TLS an alert may be pending; after one of the sink's the connection is as broken as that one says.
+    /// After one from TLS an alert may be pending, and this must not be called again; after one of the sink's the connection is as broken
+    /// as that one says.
     pub(in crate::engine) fn receive<E: From<Error>>(
         &mut self,
         mut bytes: &mut [u8],
@@ -228,21 +229,23 @@ impl Filter {
         }
     }
 
-    /// After an error rustls has an alert to send. `rest` is what was not processed.
+    /// After an error rustls may have an alert to send. It is asked once: asked again, it would look at `rest`, the bytes from the
+    /// broken record on, a second time.
     fn collect_alert(&mut self, rest: &mut [u8]) {
+        let (pending, peer_closed) = (&mut self.pending, &mut self.peer_closed);
         match &mut self.session {
             Session::Server(connection) => {
-                while let Ok(state @ ConnectionState::EncodeTlsData(_)) =
+                if let Ok(state @ ConnectionState::EncodeTlsData(_)) =
                     connection.process_tls_records(rest).state
                 {
-                    let _ = step(state, &mut self.pending, &mut self.peer_closed);
+                    let _ = step(state, pending, peer_closed);
                 }
             }
             Session::Client(connection) => {
-                while let Ok(state @ ConnectionState::EncodeTlsData(_)) =
+                if let Ok(state @ ConnectionState::EncodeTlsData(_)) =
                     connection.process_tls_records(rest).state
                 {
-                    let _ = step(state, &mut self.pending, &mut self.peer_closed);
+                    let _ = step(state, pending, peer_closed);
                 }
             }
         }

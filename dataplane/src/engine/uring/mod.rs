@@ -1,29 +1,33 @@
 //! The driver on io_uring: the default.
 //!
 //! Each descriptor has at most one receiving operation (multishot: it goes on until it is cancelled or runs out of buffers) and at most one send.
-//! Received bytes land in [`buffers`] that the kernel picks; 512 KiB of them are in flight at most, which was worth a third of a frame's
+//! Received bytes land in `buffers` that the kernel picks; 512 KiB of them are in flight at most, which was worth a third of a frame's
 //! cost at 64 busy pairs (864 to 610 ns, 2 vCPU Sapphire Rapids guest, Linux 6.18). One system call submits what was asked for and waits.
 //!
 //! Ownership is the proof: a send buffer and a message header move into the slot when their operation starts and leave it when its last
 //! completion has come; a slot is freed when no operation of it is left; the ring is dropped before the buffers' memory, after everything
-//! in flight has been cancelled. The operations of a slot are told apart by [`Op`] in their user data.
+//! in flight has been cancelled. The operations of a slot are told apart by `slot::Op` in their user data.
 
 mod buffers;
+mod completion;
 mod ring;
+mod slot;
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use io_uring::types::{Fd, RecvMsgOut};
+use io_uring::types::Fd;
 use io_uring::{cqueue, opcode, squeue};
 use rustix::net::Shutdown;
 
 use self::buffers::BufferGroup;
+use self::completion::owned;
 use self::ring::{Completion, Ring, unsupported};
+use self::slot::{Kind, NO_SLOT, Op, Slot};
 use super::driver::{Driver, Event, RecvBuffer, SendBuffer, Token, Waker};
 use super::slab::Slab;
 use super::socket;
@@ -54,66 +58,6 @@ pub struct Uring {
     /// Operations whose last completion has not come.
     in_flight: usize,
 }
-
-#[derive(Debug)]
-struct Slot {
-    fd: OwnedFd,
-    kind: Kind,
-    /// Operations of this slot whose last completion has not come.
-    operations: u32,
-    receiving: bool,
-    polling: bool,
-    starved: bool,
-    paused: bool,
-    shutdown: bool,
-    /// [`Event::Closed`] is among the known events.
-    dead: bool,
-    /// Dead to the outside; waits for its operations.
-    closing: bool,
-    sending: Option<SendBuffer>,
-    send_error: Option<io::Error>,
-    /// What a datagram's receive operation refers to.
-    message: Option<Box<libc::msghdr>>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Listener,
-    Connecting,
-    Stream,
-    Datagram { group: u16 },
-    Packets { group: u16, max: u32 },
-}
-
-/// What an operation is, in the upper half of its user data; the lower half is the slot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u64)]
-enum Op {
-    Receive = 1,
-    Send = 2,
-    Poll = 3,
-    Cancel = 4,
-    Wake = 5,
-}
-
-impl Op {
-    const fn user_data(self, token: Token) -> u64 {
-        (self as u64) << 32 | token.slot as u64
-    }
-
-    const fn of(user_data: u64) -> Option<Self> {
-        match user_data >> 32 {
-            1 => Some(Self::Receive),
-            2 => Some(Self::Send),
-            3 => Some(Self::Poll),
-            4 => Some(Self::Cancel),
-            5 => Some(Self::Wake),
-            _ => None,
-        }
-    }
-}
-
-const NO_SLOT: Token = Token { slot: u32::MAX, generation: 0 };
 
 impl Uring {
     /// Opens it, in the thread that will use it, and tries out what it needs.
@@ -186,21 +130,7 @@ impl Uring {
     }
 
     fn add(&mut self, fd: OwnedFd, kind: Kind, message: Option<Box<libc::msghdr>>) -> io::Result<Token> {
-        let token = self.slots.insert(Slot {
-            fd,
-            kind,
-            operations: 0,
-            receiving: false,
-            polling: false,
-            starved: false,
-            paused: false,
-            shutdown: false,
-            dead: false,
-            closing: false,
-            sending: None,
-            send_error: None,
-            message,
-        });
+        let token = self.slots.insert(Slot::new(fd, kind, message));
         let outcome =
             if kind == Kind::Connecting { self.poll(token, libc::POLLOUT) } else { self.receive(token) };
         if let Err(error) = outcome {
@@ -261,182 +191,6 @@ impl Uring {
         self.start(entry, Op::Send, token)
     }
 
-    fn complete(&mut self, completion: Completion) -> io::Result<()> {
-        let Completion { user_data, result, flags } = completion;
-        let last = !cqueue::more(flags);
-        let op = Op::of(user_data);
-        if op == Some(Op::Cancel) {
-            return Ok(());
-        }
-        if last {
-            self.in_flight -= 1;
-        }
-        if op == Some(Op::Wake) {
-            self.waker.drain();
-            self.known.push_back(Event::Woken);
-            return if last && result >= 0 { self.arm_waker() } else { Ok(()) };
-        }
-        let Some(token) = self.slots.token_at(user_data as u32) else { return Ok(()) };
-        let Some(slot) = self.slots.get_mut(token) else { return Ok(()) };
-        if last {
-            slot.operations -= 1;
-            match op {
-                Some(Op::Receive) => slot.receiving = false,
-                Some(Op::Poll) => slot.polling = false,
-                _ => {}
-            }
-        }
-        let kind = slot.kind;
-        let buffer = cqueue::buffer_select(flags).map(|index| (group_of(kind), index));
-        if let Some((group, index)) = buffer
-            && let Some(group) = self.groups.get_mut(usize::from(group))
-        {
-            group.take(index);
-        }
-        if slot.closing {
-            if kind == Kind::Listener && op == Some(Op::Receive) && result >= 0 {
-                drop(owned(result));
-            }
-            self.give_back(buffer);
-            self.retire(token);
-            return Ok(());
-        }
-        match op {
-            Some(Op::Send) => self.sent(token, result),
-            Some(Op::Poll) => self.polled(token),
-            _ => self.received(token, kind, result, buffer),
-        }
-    }
-
-    fn received(
-        &mut self,
-        token: Token,
-        kind: Kind,
-        result: i32,
-        buffer: Option<(u16, u16)>,
-    ) -> io::Result<()> {
-        if result < 0 {
-            self.give_back(buffer);
-            return self.not_received(token, kind, -result);
-        }
-        match (kind, buffer) {
-            (Kind::Listener, _) => {
-                let socket = owned(result);
-                // It may be gone again already.
-                if let Ok(peer) = socket::peer(&socket) {
-                    self.known.push_back(Event::Accepted { listener: token, socket, peer });
-                }
-            }
-            (Kind::Stream, _) if result == 0 => {
-                self.give_back(buffer);
-                let error = self.slots.get_mut(token).and_then(|slot| slot.send_error.take());
-                self.fail(token, error);
-                return Ok(());
-            }
-            (_, Some((group, index))) => {
-                let received = RecvBuffer { group, index, offset: 0, len: result.cast_unsigned() };
-                match kind {
-                    Kind::Stream => self.known.push_back(Event::Received { token, buffer: received }),
-                    Kind::Datagram { .. } => self.datagram_received(token, received),
-                    _ if result == 0 => self.give_back(buffer),
-                    _ => self.known.push_back(Event::Packet { token, buffer: received }),
-                }
-            }
-            _ => {}
-        }
-        self.receive(token)
-    }
-
-    fn datagram_received(&mut self, token: Token, received: RecvBuffer) {
-        let parsed = self.slots.get(token).and_then(|slot| slot.message.as_deref()).and_then(|message| {
-            let bytes = self.groups.get_mut(usize::from(received.group))?.bytes(received.index);
-            let bytes = bytes.get(..received.len())?;
-            let parsed = RecvMsgOut::parse(bytes, message).ok()?;
-            let payload = parsed.payload_data();
-            let offset = payload.as_ptr() as usize - bytes.as_ptr() as usize;
-            Some((address(parsed.name_data())?, offset, payload.len()))
-        });
-        match parsed {
-            Some((from, offset, len)) => {
-                let buffer = RecvBuffer { offset: offset as u32, len: len as u32, ..received };
-                self.known.push_back(Event::Datagram { token, from, buffer });
-            }
-            None => self.recycle(received),
-        }
-    }
-
-    fn not_received(&mut self, token: Token, kind: Kind, errno: i32) -> io::Result<()> {
-        let Some(slot) = self.slots.get_mut(token) else { return Ok(()) };
-        match (kind, errno) {
-            (_, libc::ENOBUFS) if kind != Kind::Listener => {
-                if !slot.starved {
-                    slot.starved = true;
-                    self.starved.push_back(token);
-                }
-                Ok(())
-            }
-            (Kind::Listener, libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
-                tracing::warn!(
-                    "cannot accept a connection: out of file descriptors or memory (see ulimit -n)"
-                );
-                self.resting.push(token);
-                Ok(())
-            }
-            (Kind::Packets { .. }, libc::EAGAIN) => self.poll(token, libc::POLLIN),
-            // Paused and resumed, a signal, or an ICMP error about an earlier datagram.
-            (_, libc::ECANCELED | libc::EINTR | libc::EAGAIN) => self.receive(token),
-            (Kind::Datagram { .. }, libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH) => {
-                self.receive(token)
-            }
-            (Kind::Listener, libc::ECONNABORTED | libc::EPROTO | libc::EPERM) => self.receive(token),
-            (_, errno) => {
-                let error = slot.send_error.take().unwrap_or_else(|| io::Error::from_raw_os_error(errno));
-                self.fail(token, Some(error));
-                Ok(())
-            }
-        }
-    }
-
-    fn sent(&mut self, token: Token, result: i32) -> io::Result<()> {
-        let Some(slot) = self.slots.get_mut(token) else { return Ok(()) };
-        let Some(buffer) = slot.sending.as_mut() else { return Ok(()) };
-        if result >= 0 {
-            buffer.consume(result.unsigned_abs() as usize);
-        } else if !matches!(-result, libc::EINTR | libc::EAGAIN) {
-            // What the other end sent before it went may still be read: the read side reports the end.
-            slot.sending = None;
-            slot.send_error = Some(io::Error::from_raw_os_error(-result));
-            return self.receive(token);
-        }
-        if !buffer.is_empty() {
-            return self.flush(token);
-        }
-        if slot.shutdown {
-            let _ = rustix::net::shutdown(&slot.fd, Shutdown::Write);
-        }
-        if let Some(buffer) = slot.sending.take() {
-            self.known.push_back(Event::Sent { token, buffer });
-        }
-        Ok(())
-    }
-
-    fn polled(&mut self, token: Token) -> io::Result<()> {
-        let Some(slot) = self.slots.get_mut(token) else { return Ok(()) };
-        if slot.kind == Kind::Connecting {
-            match socket::connect_result(&slot.fd) {
-                Ok(()) => {
-                    slot.kind = Kind::Stream;
-                    self.known.push_back(Event::Connected { token });
-                }
-                Err(error) => {
-                    self.fail(token, Some(error));
-                    return Ok(());
-                }
-            }
-        }
-        self.receive(token)
-    }
-
     /// The descriptor is of no use: reported once what is known before has been.
     fn fail(&mut self, token: Token, error: Option<io::Error>) {
         if let Some(slot) = self.slots.get_mut(token)
@@ -484,7 +238,7 @@ impl Uring {
         for _ in 0..self.starved.len() {
             let Some(token) = self.starved.pop_front() else { break };
             let Some(slot) = self.slots.get_mut(token) else { continue };
-            let group = usize::from(group_of(slot.kind));
+            let group = usize::from(slot.kind.group());
             if self.groups.get(group).is_none_or(|group| group.available() == 0) {
                 self.starved.push_back(token);
                 continue;
@@ -514,15 +268,13 @@ impl Driver for Uring {
 
     #[expect(unsafe_code, reason = "msghdr has private padding on some targets")]
     fn datagram(&mut self, socket: OwnedFd) -> io::Result<Token> {
-        let group = match self.datagram_group {
-            Some(group) => group,
-            None => {
-                let (count, size) = DATAGRAM_BUFFERS;
-                let group = self.new_group(count, size)?;
-                self.datagram_group = Some(group);
-                group
-            }
+        let group = if let Some(group) = self.datagram_group {
+            group
+        } else {
+            let (count, size) = DATAGRAM_BUFFERS;
+            self.new_group(count, size)?
         };
+        self.datagram_group = Some(group);
         // SAFETY: msghdr is plain data for which all zeros (no name, no vectors) is a valid value.
         let mut message: Box<libc::msghdr> = Box::new(unsafe { std::mem::zeroed() });
         message.msg_namelen = size_of::<libc::sockaddr_storage>() as u32;
@@ -731,38 +483,5 @@ impl Drop for Uring {
         );
         std::mem::forget(std::mem::take(&mut self.groups));
         std::mem::forget(std::mem::replace(&mut self.slots, Slab::new()));
-    }
-}
-
-fn group_of(kind: Kind) -> u16 {
-    match kind {
-        Kind::Datagram { group } | Kind::Packets { group, .. } => group,
-        _ => 0,
-    }
-}
-
-/// The descriptor that an accept has made.
-#[expect(unsafe_code, reason = "takes ownership of a raw descriptor")]
-fn owned(descriptor: i32) -> OwnedFd {
-    // SAFETY: the kernel has just made it for this completion, which is seen once, so nobody else owns it.
-    unsafe { OwnedFd::from_raw_fd(descriptor) }
-}
-
-/// Reads a `sockaddr_in` or `sockaddr_in6`.
-fn address(name: &[u8]) -> Option<SocketAddr> {
-    let family = i32::from(u16::from_ne_bytes(*name.first_chunk()?));
-    let port = u16::from_be_bytes(*name.get(2..)?.first_chunk()?);
-    match family {
-        libc::AF_INET => {
-            let octets: [u8; 4] = *name.get(4..)?.first_chunk()?;
-            Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::from(octets)), port))
-        }
-        libc::AF_INET6 => {
-            let octets: [u8; 16] = *name.get(8..)?.first_chunk()?;
-            let scope =
-                name.get(24..).and_then(<[u8]>::first_chunk).map_or(0, |scope| u32::from_ne_bytes(*scope));
-            Some(std::net::SocketAddrV6::new(Ipv6Addr::from(octets), port, 0, scope).into())
-        }
-        _ => None,
     }
 }

@@ -56,16 +56,25 @@ impl UpgradeError {
     }
 }
 
+/// What [`Head::push`] has collected.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WholeHead {
+    /// Up to and with the empty line.
+    pub head: Vec<u8>,
+    /// What came with it of the bytes behind: WebSocket frames already.
+    pub after: Vec<u8>,
+}
+
 /// Collects a head.
 #[derive(Debug, Default)]
 pub struct Head(Vec<u8>);
 
 impl Head {
-    /// Takes received bytes. `Some` when the head is whole: the head, with what came after it.
+    /// Takes received bytes. `Some` when the head is whole.
     ///
     /// # Errors
     /// [`UpgradeError::TooLarge`].
-    pub fn push(&mut self, bytes: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>, UpgradeError> {
+    pub fn push(&mut self, bytes: &[u8]) -> Result<Option<WholeHead>, UpgradeError> {
         // Look again only where an end can be new, so that a client who sends byte by byte costs no more than others.
         let mut from = self.0.len().saturating_sub(3);
         let room = MAX_HEAD.saturating_sub(self.0.len());
@@ -83,7 +92,7 @@ impl Head {
                 let mut head = std::mem::take(&mut self.0);
                 let mut after = head.split_off(end);
                 after.extend_from_slice(rest);
-                return Ok(Some((head, after)));
+                return Ok(Some(WholeHead { head, after }));
             }
             from = line_end;
         }
@@ -309,13 +318,13 @@ mod tests {
             for cut in cuts.into_iter().chain(std::iter::once(usize::MAX)) {
                 let (now, later) = rest.split_at(cut.min(rest.len()));
                 rest = later;
-                if let Some((head, mut tail)) = collector.push(now).unwrap() {
-                    tail.extend_from_slice(rest);
-                    found = Some((head, tail));
+                if let Some(mut whole) = collector.push(now).unwrap() {
+                    whole.after.extend_from_slice(rest);
+                    found = Some(whole);
                     break;
                 }
             }
-            prop_assert_eq!(found, Some((head, after)));
+            prop_assert_eq!(found, Some(WholeHead { head, after }));
         }
 
         #[test]

@@ -10,6 +10,10 @@
 
 /// The longest frame header: 64-bit length and masking key.
 pub const MAX_HEADER: usize = 14;
+/// In the place of a length: it follows in 2 bytes.
+const LENGTH_16: u8 = 0x7E;
+/// In the place of a length: it follows in 8 bytes.
+const LENGTH_64: u8 = 0x7F;
 /// The longest payload of a ping, pong or close frame (RFC 6455 §5.5).
 pub const MAX_CONTROL: usize = 125;
 /// The longest message a [`Reader`] takes unless told otherwise. EdgeLink's own ends send no more than one frame over a TLS record.
@@ -157,11 +161,11 @@ impl Header {
         }
         let key_len = if masked { 4 } else { 0 };
         let (payload_len, length_len) = match short {
-            126 => {
+            LENGTH_16 => {
                 let Some(&length) = rest.first_chunk() else { return Ok(Parsed::Need(4 + key_len)) };
                 (u64::from(u16::from_be_bytes(length)), 2)
             }
-            127 => {
+            LENGTH_64 => {
                 let Some(&length) = rest.first_chunk() else { return Ok(Parsed::Need(10 + key_len)) };
                 (u64::from_be_bytes(length), 8)
             }
@@ -213,11 +217,11 @@ pub fn write_header(opcode: Opcode, payload_len: usize, key: Option<[u8; 4]>, he
     match payload_len {
         0..=125 => header[1] = mask_bit | payload_len as u8,
         126..=0xFFFF => {
-            header[1] = mask_bit | 126;
+            header[1] = mask_bit | LENGTH_16;
             header[2..4].copy_from_slice(&(payload_len as u16).to_be_bytes());
         }
         _ => {
-            header[1] = mask_bit | 127;
+            header[1] = mask_bit | LENGTH_64;
             header[2..10].copy_from_slice(&(payload_len as u64).to_be_bytes());
         }
     }
@@ -432,3 +436,6 @@ fn parse_close(payload: &[u8]) -> Result<(Option<u16>, &str), WebsocketError> {
         _ => Err(WebsocketError::CloseFrame),
     }
 }
+
+#[cfg(test)]
+mod tests;
