@@ -17,7 +17,7 @@ use meshdp::proto::id::RouteId;
 use meshdp::proto::id::{NetworkId, NodeId, RelayId};
 use meshdp::proto::wire::control::node::{
     AuthChallenge, AuthState, Config, MachineAuth, MachineAuthorised, Membership, Network, NodeState, Paths,
-    Peer, Route, Settings,
+    Peer, Relay, Route, Settings,
 };
 use meshdp::proto::wire::control::{self, AuthRequest, AuthResponse, Base64, ErrorMessage};
 use meshdp::proto::wire::frame::{Flags, FrameType, Frames};
@@ -60,7 +60,7 @@ struct TestController(Arc<Mutex<Known>>);
 #[derive(Default)]
 struct Known {
     machines: Vec<MachineAuth>,
-    relays: Vec<meshdp::proto::wire::control::node::Relay>,
+    relays: Vec<Relay>,
     hold: bool,
     /// Bumped to make every connection send its configuration again.
     generation: u64,
@@ -139,16 +139,14 @@ impl TestController {
     fn register(&self, request: MachineAuth) -> usize {
         let mut known = self.0.lock().unwrap();
         known.generation += 1;
-        match known.machines.iter().position(|machine| machine.machine_key == request.machine_key) {
-            Some(index) => {
-                known.machines[index] = request;
-                index
-            }
-            None => {
-                known.machines.push(request);
-                known.machines.len() - 1
-            }
+        if let Some(index) =
+            known.machines.iter().position(|machine| machine.machine_key == request.machine_key)
+        {
+            known.machines[index] = request;
+            return index;
         }
+        known.machines.push(request);
+        known.machines.len() - 1
     }
 
     fn state(&self) -> (AuthState, u64) {
@@ -330,7 +328,10 @@ fn inside_two_daemons() {
     let waiting = one.wait("a pending state", |status| status["controller"]["state"] == "pending");
     let advice = waiting["controller"]["message"].as_str().unwrap();
     assert!(advice.contains("edgelink-ctl node authorize 17"), "{advice}");
-    assert_eq!(waiting["networks"][0]["state"], "pending");
+    assert_eq!(
+        (&waiting["pending"][0]["node_id"], &waiting["memberships"][0]),
+        (&Value::from(17), &Value::Null)
+    );
     controller.release();
 
     let two = Daemon::up(&url, "edge1", folder.path(), &["--advertise-route", "192.168.50.0/24"]);
@@ -366,14 +367,14 @@ fn inside_two_daemons() {
     let away = Daemon::up("ws://127.0.0.1:1", "edge0", folder.path(), &[]);
     away.wait("an answer", |status| status["controller"]["state"] != "connected");
     assert_eq!(
-        away.status().unwrap()["networks"][0]["node_id"],
+        away.status().unwrap()["memberships"][0]["node_id"],
         Value::Null,
         "another controller's configuration is not used"
     );
     drop(away);
     let mut one = Daemon::up(&url, "edge0", folder.path(), &[]);
     let status = one.wait("everything again", ready);
-    assert_eq!(status["networks"][0]["node_id"], 17);
+    assert_eq!(status["memberships"][0]["node_id"], 17);
 
     let down = one.run(&["down"]);
     assert!(down.status.success() && !ip("link").contains("edge0"), "{down:?}");

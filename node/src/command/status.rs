@@ -5,7 +5,7 @@ use anyhow::bail;
 use super::{bytes, duration, milliseconds, print_json, print_table, table};
 use crate::args::{Output, StatusArgs};
 use crate::ipc::client::Daemon;
-use crate::ipc::message::{Answer, Network, Peer, Relay, Request, Status};
+use crate::ipc::message::{Answer, Peer, Relay, Request, Status};
 
 /// Runs the command.
 pub(crate) fn run(args: &StatusArgs) -> anyhow::Result<()> {
@@ -43,7 +43,7 @@ fn print(status: &Status) {
         println!("  {message}");
     }
     println!();
-    print_networks(&status.networks);
+    print_memberships(status);
     if !status.peers.is_empty() {
         println!();
         print_peers(&status.peers);
@@ -63,16 +63,20 @@ fn print(status: &Status) {
     }
 }
 
-fn print_networks(networks: &[Network]) {
+fn print_memberships(status: &Status) {
     let mut rows = table(&["NETWORK", "NODE", "NAME", "STATE", "ADDRESSES"]);
-    for network in networks {
+    for membership in &status.memberships {
         rows.add_row([
-            network.network.clone(),
-            network.node_id.to_string(),
-            network.name.clone().unwrap_or_else(|| "-".to_owned()),
-            network.state.clone(),
-            join(&network.addresses),
+            membership.network.clone(),
+            membership.node_id.to_string(),
+            membership.name.clone(),
+            "member".to_owned(),
+            join(&membership.addresses),
         ]);
+    }
+    for pending in &status.pending {
+        let (network, node) = (pending.network.clone(), pending.node_id.to_string());
+        rows.add_row([network, node, "-".to_owned(), "pending".to_owned(), "-".to_owned()]);
     }
     print_table(rows);
 }
@@ -87,7 +91,7 @@ fn print_peers(peers: &[Peer]) {
             ("none", false) => "offline",
             (other, _) => other,
         };
-        let path = if peer.path.is_empty() { "-".to_owned() } else { peer.path.join(" > ") };
+        let path = if peer.path.is_empty() { "-".to_owned() } else { peer.path_names.join(" > ") };
         rows.add_row([
             peer.name.clone(),
             peer.node_id.to_string(),

@@ -76,15 +76,9 @@ fn detach(settings: &Settings, socket: &Path) -> anyhow::Result<()> {
         .context("cannot start the daemon")?;
     let status = wait(&mut child, socket, &mut log, start)?;
     println!("{} is up (log: {})", settings.interface, path.display());
-    for network in &status.networks {
-        let addresses: Vec<String> = network.addresses.iter().map(ToString::to_string).collect();
-        println!(
-            "{}: node {} ({}) {}",
-            network.network,
-            network.node_id,
-            network.state,
-            addresses.join(", ")
-        );
+    for membership in &status.memberships {
+        let addresses: Vec<String> = membership.addresses.iter().map(ToString::to_string).collect();
+        println!("{}: node {}, {}", membership.network, membership.node_id, addresses.join(", "));
     }
     if let Some(message) = &status.controller.message {
         println!("controller {}: {message}", status.controller.state.label());
@@ -106,9 +100,7 @@ fn wait(child: &mut Child, socket: &Path, log: &mut File, start: u64) -> anyhow:
         if let Some(status) = ask(socket) {
             let settled = match status.controller.state {
                 ControllerState::Pending | ControllerState::Refused => true,
-                ControllerState::Connected => {
-                    status.networks.iter().any(|network| !network.addresses.is_empty())
-                }
+                ControllerState::Connected => !status.memberships.is_empty(),
                 ControllerState::Connecting | ControllerState::Disconnected => false,
             };
             if settled || begun.elapsed() > SIGN_IN {

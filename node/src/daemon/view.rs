@@ -1,7 +1,5 @@
 //! What `edgelink status` shows beyond the machine's own picture.
 
-use std::collections::BTreeMap;
-
 use ipnet::IpNet;
 use meshdp::proto::node::NodeStatus;
 use meshdp::proto::wire::control::node::{AuthState, NodeState};
@@ -9,7 +7,7 @@ use tokio::time::Instant;
 
 use super::Shared;
 use crate::config::Settings;
-use crate::ipc::message::{Controller, ControllerState, Network, Status, rows};
+use crate::ipc::message::{Controller, ControllerState, Membership, Pending, Status, rows};
 
 /// How things stand with the controller.
 #[derive(Debug)]
@@ -76,7 +74,17 @@ pub(crate) fn status(shared: &Shared, node: &NodeStatus, routes: Vec<IpNet>) -> 
             message: view.message.clone(),
         },
         config_version: node.config_version,
-        networks: networks(&view, node),
+        memberships: node
+            .memberships
+            .iter()
+            .map(|membership| Membership {
+                node_id: membership.node_id,
+                name: membership.name.clone(),
+                network: membership.network.clone(),
+                addresses: membership.addresses.clone(),
+            })
+            .collect(),
+        pending: pending(&view),
         peers,
         relays,
         routes,
@@ -84,37 +92,10 @@ pub(crate) fn status(shared: &Shared, node: &NodeStatus, routes: Vec<IpNet>) -> 
     }
 }
 
-/// Those of the configuration, and those that only the controller's answer names (pending ones).
-fn networks(view: &View, node: &NodeStatus) -> Vec<Network> {
-    let mut networks: BTreeMap<_, _> = node
-        .memberships
-        .iter()
-        .map(|membership| {
-            let network = Network {
-                node_id: membership.node_id,
-                network: membership.network.clone(),
-                network_id: None,
-                name: Some(membership.name.clone()),
-                state: "authorised".to_owned(),
-                addresses: membership.addresses.clone(),
-            };
-            (membership.node_id, network)
-        })
-        .collect();
-    for membership in &view.memberships {
-        let entry = networks.entry(membership.node_id).or_insert_with(|| Network {
-            node_id: membership.node_id,
-            network: membership.network.clone(),
-            network_id: None,
-            name: None,
-            state: match membership.state {
-                AuthState::Authorised => "authorised",
-                AuthState::Pending => "pending",
-            }
-            .to_owned(),
-            addresses: Vec::new(),
-        });
-        entry.network_id = Some(membership.network_id);
-    }
-    networks.into_values().collect()
+/// What only the controller's answer names.
+fn pending(view: &View) -> Vec<Pending> {
+    let waiting = view.memberships.iter().filter(|membership| membership.state == AuthState::Pending);
+    waiting
+        .map(|membership| Pending { node_id: membership.node_id, network: membership.network.clone() })
+        .collect()
 }

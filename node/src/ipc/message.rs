@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use meshdp::proto::id::{NetworkId, NodeId, RelayId};
+use meshdp::proto::id::{NodeId, RelayId};
 use meshdp::proto::node::NodeStatus;
 use serde::{Deserialize, Serialize};
 
@@ -100,7 +100,9 @@ pub(crate) struct Status {
     pub(crate) controller: Controller,
     /// 0: none yet.
     pub(crate) config_version: u64,
-    pub(crate) networks: Vec<Network>,
+    pub(crate) memberships: Vec<Membership>,
+    /// Wait for an operator.
+    pub(crate) pending: Vec<Pending>,
     pub(crate) peers: Vec<Peer>,
     pub(crate) relays: Vec<Relay>,
     /// Subnets behind peers that the system routes into the interface.
@@ -120,18 +122,21 @@ pub(crate) struct Controller {
     pub(crate) message: Option<String>,
 }
 
-/// A membership, in [`Status`].
+/// A network that this machine is in, in [`Status`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[allow(clippy::struct_field_names, reason = "the names are the keys of the JSON")]
-pub(crate) struct Network {
+pub(crate) struct Membership {
+    pub(crate) node_id: NodeId,
+    /// Own name in it.
+    pub(crate) name: String,
+    pub(crate) network: String,
+    pub(crate) addresses: Vec<IpNet>,
+}
+
+/// A network that this machine has asked to join, in [`Status`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Pending {
     pub(crate) node_id: NodeId,
     pub(crate) network: String,
-    pub(crate) network_id: Option<NetworkId>,
-    /// Own name in it.
-    pub(crate) name: Option<String>,
-    /// `authorised` or `pending`
-    pub(crate) state: String,
-    pub(crate) addresses: Vec<IpNet>,
 }
 
 /// A peer, in [`Status`].
@@ -147,9 +152,10 @@ pub(crate) struct Peer {
     pub(crate) session: String,
     pub(crate) session_age_s: Option<f64>,
     pub(crate) cipher: Option<String>,
-    /// Names of the relays in use, from this end.
-    pub(crate) path: Vec<String>,
-    pub(crate) path_ids: Vec<RelayId>,
+    /// Relays in use, from this end; empty: none.
+    pub(crate) path: Vec<RelayId>,
+    /// Their names.
+    pub(crate) path_names: Vec<String>,
     pub(crate) rtt_ms: Option<f64>,
     pub(crate) tx_bytes: u64,
     pub(crate) tx_packets: u64,
@@ -182,8 +188,8 @@ pub(crate) fn rows(status: &NodeStatus) -> (Vec<Peer>, Vec<Relay>) {
         session: peer.session.to_owned(),
         session_age_s: peer.session_age_s,
         cipher: peer.cipher.map(str::to_owned),
-        path: names(&peer.path),
-        path_ids: peer.path.clone(),
+        path: peer.path.clone(),
+        path_names: names(&peer.path),
         rtt_ms: peer.rtt_ms,
         tx_bytes: peer.tx_bytes,
         tx_packets: peer.tx_packets,

@@ -1,6 +1,8 @@
 //! A small relay on tokio and tungstenite: another implementation than the one under test. It forwards by the first eight bytes of a payload and, like every
 //! relay, cannot read what it forwards. A relay token is the node's id in decimal.
 
+#![allow(dead_code, reason = "not every test looks at everything")]
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::mpsc::channel;
@@ -20,9 +22,9 @@ use tokio_tungstenite::tungstenite::Message as WsMessage;
 type Inboxes = Arc<Mutex<BTreeMap<u32, mpsc::Sender<Vec<u8>>>>>;
 
 /// A relay on a thread of its own; dropping it cuts all connections and closes the port.
-pub struct TestRelay {
+pub(crate) struct TestRelay {
     /// Its number.
-    pub id: u16,
+    pub(crate) id: u16,
     address: SocketAddr,
     seen: Arc<Mutex<Vec<u8>>>,
     _stop: tokio::sync::oneshot::Sender<()>,
@@ -30,7 +32,7 @@ pub struct TestRelay {
 
 impl TestRelay {
     /// On a free port.
-    pub fn start(id: u16) -> Self {
+    pub(crate) fn start(id: u16) -> Self {
         let (address_out, address) = channel();
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -54,7 +56,7 @@ impl TestRelay {
     }
 
     /// As in a configuration.
-    pub fn entry(&self) -> Relay {
+    pub(crate) fn entry(&self) -> Relay {
         Relay {
             id: RelayId(self.id),
             name: format!("relay-{}", self.id),
@@ -66,7 +68,7 @@ impl TestRelay {
     }
 
     /// Whether these bytes came by in one piece.
-    pub fn has_seen(&self, needle: &[u8]) -> bool {
+    pub(crate) fn has_seen(&self, needle: &[u8]) -> bool {
         self.seen.lock().unwrap().windows(needle.len()).any(|window| window == needle)
     }
 }
