@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 #[derive(Debug)]
 pub(crate) struct Machine {
     /// Processor and number of cores.
-    pub(crate) machine: String,
+    pub(crate) processor: String,
     /// Release of the kernel.
     pub(crate) kernel: String,
     /// Of the source, with `-dirty` when files differ from it.
@@ -28,7 +28,7 @@ impl Machine {
             .map_or("unknown processor", |(_, name)| name.trim());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Self {
-            machine: format!("{model}, {cores} cores"),
+            processor: format!("{model}, {cores} cores"),
             kernel: fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
             commit: commit().unwrap_or_else(|| "unknown".to_owned()),
             date: rfc3339(now),
@@ -74,6 +74,6 @@ mod tests {
     fn a_machine_has_a_kernel_and_cores() {
         let machine = Machine::here();
         assert!(!machine.kernel.is_empty());
-        assert!(!machine.machine.ends_with(" 0 cores"), "{}", machine.machine);
+        assert!(!machine.processor.ends_with(" 0 cores"), "{}", machine.processor);
     }
 }

@@ -27,7 +27,7 @@ pub(crate) fn svg(report: &Report) -> String {
     text(&mut out, MARGIN, 22.0, "start", "16", report.title);
     let about = format!(
         "{}, Linux {}, {}, {}",
-        report.machine.machine, report.machine.kernel, report.machine.commit, report.machine.date
+        report.machine.processor, report.machine.kernel, report.machine.commit, report.machine.date
     );
     text(&mut out, MARGIN, 40.0, "start", "11", &about);
     let mut y = TITLE;

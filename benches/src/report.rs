@@ -1,6 +1,6 @@
 //! The report: as JSON for the goals' checker, as a table for people.
 
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
 use serde_json::{Map, Value, json};
 
@@ -24,6 +24,15 @@ pub(crate) struct Measurement {
     pub(crate) notes: Vec<String>,
 }
 
+/// Which way a figure should go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Better {
+    /// Costs.
+    Lower,
+    /// Gains.
+    Higher,
+}
+
 /// One row.
 #[derive(Debug)]
 pub(crate) struct Row {
@@ -31,6 +40,8 @@ pub(crate) struct Row {
     pub(crate) what: &'static str,
     /// Of the figures.
     pub(crate) unit: &'static str,
+    /// Which way they should go.
+    pub(crate) better: Better,
     /// Ours first.
     pub(crate) measurements: Vec<Measurement>,
 }
@@ -49,6 +60,15 @@ pub(crate) struct Report {
 impl Row {
     fn ours(&self) -> Option<&Measurement> {
         self.measurements.iter().find(|measurement| measurement.ours)
+    }
+
+    /// How many times better ours is; nothing to say about ours itself.
+    fn ours_better_by(&self, rival: &Measurement) -> Option<f64> {
+        let (ours, rival) = (self.ours().filter(|_| !rival.ours)?.value.median, rival.value.median);
+        Some(match self.better {
+            Better::Lower => rival / ours,
+            Better::Higher => ours / rival,
+        })
     }
 
     fn to_json(&self) -> Value {
@@ -73,7 +93,7 @@ impl Report {
     /// `{"machine", "kernel", "commit", "date", "rows"}`.
     pub(crate) fn to_json(&self) -> String {
         let value = json!({
-            "machine": self.machine.machine,
+            "machine": self.machine.processor,
             "kernel": self.machine.kernel,
             "commit": self.machine.commit,
             "date": self.machine.date,
@@ -103,12 +123,12 @@ pub(crate) fn number(value: f64) -> String {
 /// For people: a line per row and contender.
 pub(crate) fn table(report: &Report) -> String {
     let mut table = Table::new();
-    table.load_preset(UTF8_HORIZONTAL_ONLY);
-    table.set_header(["", "", "median", "least - most", "of ours", "server", "clients", ""]);
+    table.load_preset(ASCII_MARKDOWN);
+    table.set_header(["", "", "median", "least - most", "ours better by", "server", "clients", ""]);
     for row in &report.rows {
         for (number_in_row, measurement) in row.measurements.iter().enumerate() {
             let Summary { median, least, most } = measurement.value;
-            let times = row.ours().filter(|_| !measurement.ours).map(|ours| median / ours.value.median);
+            let times = row.ours_better_by(measurement);
             table.add_row([
                 if number_in_row == 0 { row.what.to_owned() } else { String::new() },
                 measurement.name.to_owned(),
@@ -126,8 +146,8 @@ pub(crate) fn table(report: &Report) -> String {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    let Machine { machine, kernel, commit, date } = &report.machine;
-    format!("{}, {machine}, Linux {kernel}, {commit}, {date}\n{table}", report.title)
+    let Machine { processor, kernel, commit, date } = &report.machine;
+    format!("{}, {processor}, Linux {kernel}, {commit}, {date}\n{table}", report.title)
 }
 
 #[cfg(test)]
@@ -146,7 +166,7 @@ pub(crate) mod tests {
         Report {
             title: "Relay",
             machine: Machine {
-                machine: "Some <Xeon> & co".to_owned(),
+                processor: "Some <Xeon> & co".to_owned(),
                 kernel: "6.18".to_owned(),
                 commit: "abc".to_owned(),
                 date: "2026-11-22T09:00:00Z".to_owned(),
@@ -154,6 +174,7 @@ pub(crate) mod tests {
             rows: vec![Row {
                 what: "cpu ns per 1400 B frame, 1 pair, batched",
                 unit: "ns",
+                better: Better::Lower,
                 measurements: vec![
                     measurement("edgelink", true, 1000.04),
                     measurement("plain", false, 6000.0),
@@ -189,6 +210,14 @@ pub(crate) mod tests {
             text.contains("6.00x") && text.contains("6,000 ns") && text.contains("3 frames lost"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn better_is_more_where_more_is_better() {
+        let mut report = example();
+        report.rows[0].better = Better::Higher;
+        let text = table(&report);
+        assert!(text.contains("0.17x"), "{text}");
     }
 
     #[test]

@@ -625,7 +625,7 @@ mod tests {
         for (text, words) in [
             ("[relay]\nlistn = 1", "relay.toml:2:1: unknown key `listn`; did you mean `listen`?"),
             ("[relay]\nlisten = \"443\"", "expected address and port"),
-            ("[relay]\ndriver = \"kqueue\"", "auto, io_uring or epoll"),
+            ("[relay]\nlisten = \"127.0.0.1:0\"\ndriver = \"kqueue\"", "auto, io_uring or epoll"),
             ("[jwt]\npublic_key = \"x\"", "Ed25519 public key"),
             ("[jwt]\nsecret = \"short\"", "at least 32 bytes"),
             ("[jwt]\nalgorithm = \"none\"\n", "unknown variant `none`"),
@@ -658,10 +658,10 @@ mod tests {
             ("EDGELINK_CONTROLLER_TOKEN", "hush"),
             ("EDGELINK_ADMIN_ENABLED", "false"),
         ];
-        let settings = settings(&standalone(""), &environment).unwrap();
-        assert_eq!(settings.relay.settings.relay_id, RelayId(7));
-        assert_eq!(settings.admin, None);
-        let bad = super::tests::settings(&standalone(""), &[("EDGELINK_RELAY_ID", "x")]);
+        let over = settings(&standalone(""), &environment).unwrap();
+        assert_eq!(over.relay.settings.relay_id, RelayId(7));
+        assert_eq!(over.admin, None);
+        let bad = settings(&standalone(""), &[("EDGELINK_RELAY_ID", "x")]);
         assert!(format!("{:#}", bad.err().unwrap()).contains("EDGELINK_RELAY_ID"));
         let file: File = meshdp::config::parse(
             Path::new("a.toml"),

@@ -37,24 +37,42 @@ pub(super) enum Packing {
 pub(super) struct Contender {
     /// In tables and in the report; `edgelink` is ours, all others are rivals.
     pub(super) name: &'static str,
+    /// How its clients pack frames; makes no difference to those that send frame by frame.
+    pub(super) packing: Packing,
     /// Starts it.
     start: fn(&Setting, tls: bool) -> anyhow::Result<Running>,
 }
 
 /// Ours first.
 pub(super) const ALL: &[Contender] = &[
-    Contender { name: OURS, start: start_edgelink },
+    Contender {
+        name: OURS,
+        packing: Packing::OneMessage,
+        start: |setting, tls| start_edgelink(setting, tls, "auto"),
+    },
+    // Where io_uring is forbidden.
+    Contender {
+        name: "edgelink, epoll",
+        packing: Packing::OneMessage,
+        start: |setting, tls| start_edgelink(setting, tls, "epoll"),
+    },
     // Its best settings: it flushes when nothing more waits.
-    Contender { name: "plain", start: |setting, tls| start_plain(setting, tls, &[], Packing::MessageEach) },
+    Contender {
+        name: "plain",
+        packing: Packing::MessageEach,
+        start: |setting, tls| start_plain(setting, tls, &[]),
+    },
     // Fed by clients that pack frames as ours do, which is more than its users would.
     Contender {
         name: "plain, packed",
-        start: |setting, tls| start_plain(setting, tls, &[], Packing::OneMessage),
+        packing: Packing::OneMessage,
+        start: |setting, tls| start_plain(setting, tls, &[]),
     },
     // As most are written: a flush after every frame.
     Contender {
         name: "plain, flushing each",
-        start: |setting, tls| start_plain(setting, tls, &["--flush-each"], Packing::MessageEach),
+        packing: Packing::MessageEach,
+        start: |setting, tls| start_plain(setting, tls, &["--flush-each"]),
     },
 ];
 
@@ -74,8 +92,6 @@ pub(super) struct Running {
     pub(super) process: Server,
     /// Where its WebSocket is.
     pub(super) address: SocketAddr,
-    /// How frames are to be packed for it.
-    pub(super) packing: Packing,
     /// What a node signs in with.
     pub(super) token: fn(NodeId) -> anyhow::Result<String>,
 }
@@ -105,32 +121,34 @@ impl Setting {
     }
 }
 
-fn start_edgelink(setting: &Setting, tls: bool) -> anyhow::Result<Running> {
+fn start_edgelink(setting: &Setting, tls: bool, driver: &str) -> anyhow::Result<Running> {
     if !setting.relay_binary.is_file() {
         bail!("{} is not there: build it with the same profile", setting.relay_binary.display());
     }
     let address = free_port()?;
-    let config = setting.folder.join("relay.json");
-    let public = signer()?.verification_key().public;
-    let listener = if tls {
-        serde_json::json!({ "certificate": setting.certificate, "key": setting.key })
+    let mut relay = serde_json::json!({ "id": RELAY, "listen": address, "workers": 1, "driver": driver });
+    if tls {
+        relay["tls"] = serde_json::json!({ "cert": setting.certificate, "key": setting.key });
     } else {
-        serde_json::json!({ "behind_proxy": true })
-    };
-    let _ = (public, RELAY, listener);
-    fs::write(&config, "{}")?;
+        relay["behind_proxy"] = true.into();
+    }
+    let config = serde_json::json!({
+        "jwt": { "algorithm": "EdDSA", "public_key": signer()?.verification_key().public },
+        "relay": relay,
+        "stun": { "enabled": false },
+        "admin": { "enabled": false },
+        "log": { "level": "warn" },
+        "state_dir": setting.folder.join("relay-state"),
+    });
+    let file = setting.folder.join("relay.json");
+    fs::write(&file, config.to_string())?;
     let mut command = Command::new(&setting.relay_binary);
-    command.arg("--config").arg(&config);
+    command.arg("--config").arg(&file);
     let process = Server::start(command, setting.folder.join("edgelink-relay.log"), address)?;
-    Ok(Running { process, address, packing: Packing::OneMessage, token: relay_token })
+    Ok(Running { process, address, token: relay_token })
 }
 
-fn start_plain(
-    setting: &Setting,
-    tls: bool,
-    arguments: &[&str],
-    packing: Packing,
-) -> anyhow::Result<Running> {
+fn start_plain(setting: &Setting, tls: bool, arguments: &[&str]) -> anyhow::Result<Running> {
     let address = free_port()?;
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("plain").arg("--listen").arg(address.to_string()).args(arguments);
@@ -138,7 +156,7 @@ fn start_plain(
         command.arg("--certificate").arg(&setting.certificate).arg("--key").arg(&setting.key);
     }
     let process = Server::start(command, setting.folder.join("plain.log"), address)?;
-    Ok(Running { process, address, packing, token: |node| Ok(node.to_string()) })
+    Ok(Running { process, address, token: |node| Ok(node.to_string()) })
 }
 
 fn signer() -> anyhow::Result<TokenSigner> {

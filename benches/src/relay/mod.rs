@@ -19,7 +19,7 @@ use clap::ValueEnum;
 
 use crate::machine::Machine;
 use crate::process::{CLIENT_CORE, pin};
-use crate::report::{Measurement, Report, Row};
+use crate::report::{Better, Measurement, Report, Row};
 use crate::{plot, report};
 use contender::{Contender, OURS, Setting};
 use load::{Load, Outcome};
@@ -80,6 +80,13 @@ impl Figure {
         match self {
             Self::CpuPerFrame => outcome.cpu_ns_per_frame(),
             Self::FramesPerSecond => outcome.frames_per_second(),
+        }
+    }
+
+    const fn better(self) -> Better {
+        match self {
+            Self::CpuPerFrame => Better::Lower,
+            Self::FramesPerSecond => Better::Higher,
         }
     }
 
@@ -199,6 +206,7 @@ impl Bench<'_> {
         Row {
             what: spec.what,
             unit: spec.figure.unit(),
+            better: spec.figure.better(),
             measurements: measured.filter_map(|(contender, all)| summarise(spec, contender, all)).collect(),
         }
     }
@@ -219,6 +227,7 @@ impl Bench<'_> {
             pairs: spec.pairs,
             payload: spec.payload,
             batch: spec.batch,
+            packing: contender.packing,
             window: self.options.window.unwrap_or(spec.window).max(spec.batch),
             warm_up: Duration::from_millis(500),
             measured: Duration::from_secs_f64(self.options.seconds),

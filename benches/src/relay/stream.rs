@@ -9,6 +9,11 @@ use meshdp::proto::wire::frame::{FrameHeader, FrameType, HEADER_LEN};
 
 /// Any will do; not zero, so that nobody can skip the work.
 const MASK: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
+/// In a message's second byte.
+const MASKED: u8 = 0x80;
+/// In its place a length: two bytes follow, or eight.
+const LENGTH_16: u8 = 126;
+const LENGTH_64: u8 = 127;
 /// Longest header of a message: two bytes, length, mask.
 const MAX_WEBSOCKET_HEADER: usize = 14;
 /// Of a frame that is not DATA, so much is kept to be looked at.
@@ -20,13 +25,13 @@ const MAX_NOTES: usize = 64;
 pub(super) fn write_masked(message: &[u8], out: &mut Vec<u8>) {
     out.push(0x82);
     match (u8::try_from(message.len()), u16::try_from(message.len())) {
-        (Ok(length @ 0..=125), _) => out.push(0x80 | length),
+        (Ok(length @ 0..=125), _) => out.push(MASKED | length),
         (_, Ok(length)) => {
-            out.push(0x80 | 126);
+            out.push(MASKED | LENGTH_16);
             out.extend_from_slice(&length.to_be_bytes());
         }
         _ => {
-            out.push(0x80 | 127);
+            out.push(MASKED | LENGTH_64);
             out.extend_from_slice(&(message.len() as u64).to_be_bytes());
         }
     }
@@ -144,12 +149,12 @@ impl Receiver {
             return Ok(());
         }
         let [first, second, ..] = self.websocket.bytes;
-        if second & 0x80 != 0 {
+        if second & MASKED != 0 {
             bail!("a server's message is masked");
         }
         let extra = match second {
-            126 => 2,
-            127 => 8,
+            LENGTH_16 => 2,
+            LENGTH_64 => 8,
             _ => 0,
         };
         if !self.websocket.fill(2 + extra, input) {

@@ -2,12 +2,13 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::state::StateError;
 use crate::engine::Prefer;
-use crate::engine::socket::SocketError;
+use crate::engine::socket::{SocketError, local_address, tcp_listener};
 use crate::engine::tls::Roots;
 use crate::proto::id::RelayId;
 use crate::proto::relay::Limits;
@@ -123,6 +124,18 @@ impl RelayConfig {
         let leak = |path: &str| -> &'static str { Box::leak(path.to_owned().into_boxed_str()) };
         Box::leak(Box::new([leak(&self.data_path), leak(&self.mesh_path)]))
     }
+}
+
+/// One per worker, on one address; the system chooses a port for all when 0 is asked for.
+pub(super) fn listeners(listen: SocketAddr, count: usize) -> Result<Vec<OwnedFd>, SocketError> {
+    // A port that another program shares would be shared with it: try alone first.
+    let probe = tcp_listener(listen, false)?;
+    let address = local_address(&probe).map_err(|source| SocketError::Io { address: listen, source })?;
+    if count == 1 {
+        return Ok(vec![probe]);
+    }
+    drop(probe);
+    (0..count).map(|_| tcp_listener(address, true)).collect()
 }
 
 /// The share of one worker. The kernel spreads connections by hash, not evenly: half as many again.

@@ -28,9 +28,25 @@ pub(super) struct LaneReceiver {
     scratch: Vec<u8>,
 }
 
-pub(super) fn lane() -> (LaneSender, LaneReceiver) {
+fn lane() -> (LaneSender, LaneReceiver) {
     let (producer, ring) = RingBuffer::new(CAPACITY);
     (LaneSender(producer), LaneReceiver { ring, scratch: Vec::new() })
+}
+
+/// What each of `count` workers reads from, and what it writes to (by the reader's number; none to itself).
+pub(super) fn between(count: usize) -> (Vec<Vec<LaneReceiver>>, Vec<Vec<Option<LaneSender>>>) {
+    let mut receivers: Vec<Vec<LaneReceiver>> = (0..count).map(|_| Vec::new()).collect();
+    let mut senders: Vec<Vec<Option<LaneSender>>> = (0..count).map(|_| Vec::new()).collect();
+    for (from, writer) in senders.iter_mut().enumerate() {
+        for (to, reader) in receivers.iter_mut().enumerate() {
+            writer.push((from != to).then(|| {
+                let (sender, receiver) = lane();
+                reader.push(receiver);
+                sender
+            }));
+        }
+    }
+    (receivers, senders)
 }
 
 impl LaneSender {

@@ -34,17 +34,17 @@ pub use stats::{QueuedConnection, RelayStats, WorkerStats};
 
 use crate::engine::connection::ServerOptions;
 use crate::engine::driver::Waker;
-use crate::engine::socket::{local_address, tcp_listener};
+use crate::engine::socket::{SocketError, local_address};
 use crate::engine::stun::StunServer;
 use crate::engine::{Opened, open};
 use crate::proto::id::RelayId;
-use crate::proto::relay::hub::{ControlError, Hub};
+use crate::proto::relay::hub::{ControlError, Hub, HubCommand};
 use crate::proto::relay::worker::Worker;
 use crate::proto::relay::{FromWorker, Limits, ToWorker, WorkerId};
+use crate::proto::time::Now;
 use crate::proto::wire::frame::FrameType;
 use clock::Clock;
 use config::per_worker;
-use lane::lane;
 use worker::{Seat, Shell, ToShell};
 
 /// A worker that does not answer within that time is left out of the numbers.
@@ -57,7 +57,9 @@ const MAX_MESSAGE: usize = 256 << 10;
 enum HubInput {
     Worker(WorkerId, FromWorker),
     DialFailed(RelayId),
-    /// The hub was changed by another thread: look what it wants.
+    /// Something slow that another thread's call has led to.
+    Execute(HubCommand),
+    /// The hub's next timeout may have changed.
     Wake,
     Stop,
 }
@@ -81,6 +83,8 @@ impl Mailbox {
 #[derive(Debug)]
 struct Shared {
     hub: Mutex<Hub>,
+    mailboxes: Vec<Mailbox>,
+    hub_input: Sender<HubInput>,
     /// Something may wait for the controller.
     changed: Condvar,
     clock: Clock,
@@ -92,15 +96,52 @@ impl Shared {
         // A panic elsewhere leaves tables that are whole: they are changed by single calls.
         self.hub.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// To every worker. The one that a node has signed in at answers it when it reads this, so it is told last.
+    fn post_all(&self, message: &ToWorker) {
+        let last = match message {
+            ToWorker::NodeAt { worker, .. } => Some(usize::from(worker.0)),
+            _ => None,
+        };
+        let others = self.mailboxes.iter().enumerate().filter(|(index, _)| Some(*index) != last);
+        let last = last.and_then(|index| self.mailboxes.get(index));
+        for mailbox in others.map(|(_, mailbox)| mailbox).chain(last) {
+            mailbox.post(ToShell::Hub(message.clone()));
+        }
+    }
+
+    /// Lets `change` change the hub and passes on what that leads to. Workers have their mail when this returns (and read it before the next frame);
+    /// what is slow is left to the hub's thread.
+    fn with_hub<T>(&self, change: impl FnOnce(&mut Hub, Now) -> T) -> T {
+        let now = self.clock.now();
+        let mut hub = self.hub();
+        let result = change(&mut hub, now);
+        // Under the lock, so that all workers hear the same order.
+        while let Some(command) = hub.poll_command(now) {
+            match command {
+                HubCommand::All(message) => self.post_all(&message),
+                HubCommand::One(worker, message) => {
+                    if let Some(mailbox) = self.mailboxes.get(usize::from(worker.0)) {
+                        mailbox.post(ToShell::Hub(message));
+                    }
+                }
+                slow => {
+                    // Its thread ends last.
+                    let _ = self.hub_input.send(HubInput::Execute(slow));
+                }
+            }
+        }
+        drop(hub);
+        self.changed.notify_all();
+        result
+    }
 }
 
 /// A relay that runs. Stops when dropped.
 #[derive(Debug)]
 pub struct RelayHandle {
     shared: Arc<Shared>,
-    hub_input: Sender<HubInput>,
-    mailboxes: Vec<Mailbox>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Threads,
     data_addr: Option<SocketAddr>,
     stun: Option<StunServer>,
 }
@@ -126,29 +167,29 @@ impl RelayHandle {
             tracing::debug!("no STUN server");
         }
         hub.controller_connected();
+        let (hub_input, input) = channel();
+        let mut threads = Threads::default();
+        let mut workers = Workers::default();
+        if let Some(listen) = config.listen {
+            workers = start_workers(&config, listen, clock, &hub_input, &mut rng, &mut threads)?;
+        }
         let shared = Arc::new(Shared {
             hub: Mutex::new(hub),
+            mailboxes: workers.mailboxes,
+            hub_input,
             changed: Condvar::new(),
             clock,
             stopped: AtomicBool::new(false),
         });
-        let (hub_input, hub_output) = channel();
-        let mut handle =
-            Self { shared, hub_input, mailboxes: Vec::new(), threads: Vec::new(), data_addr: None, stun };
-        if let Some(listen) = config.listen {
-            handle.start_workers(&config, listen, &mut rng)?;
+        let thread = hub_thread::HubThread::new(&shared, input, &config);
+        threads.spawn("relay-hub", move || thread.run())?;
+        // Who this relay is, before the first connection.
+        shared.with_hub(|_, _| ());
+        let wakers: Vec<Waker> = shared.mailboxes.iter().map(|mailbox| mailbox.waker.clone()).collect();
+        for start in workers.starts {
+            let _ = start.send(wakers.clone());
         }
-        let thread = hub_thread::HubThread {
-            shared: Arc::clone(&handle.shared),
-            input: hub_output,
-            input_sender: handle.hub_input.clone(),
-            mailboxes: handle.mailboxes.clone(),
-            state_dir: config.state_dir.clone(),
-            roots: config.mesh_roots.clone(),
-            next_worker: 0,
-        };
-        handle.spawn("relay-hub", move || thread.run())?;
-        handle.wake_hub();
+        let handle = Self { shared, threads, data_addr: workers.address, stun };
         Ok(handle)
     }
 
@@ -159,15 +200,14 @@ impl RelayHandle {
     /// The message changes nothing. On [`ControlError::OutOfStep`] call [`Self::controller_connected`]: the SERVER_REGISTER that follows asks for
     /// everything.
     pub fn control(&self, kind: FrameType, payload: &[u8]) -> Result<(), ControlError> {
-        let result = self.shared.hub().handle_control(kind, payload, self.shared.clock.now());
+        let result = self.shared.with_hub(|hub, now| hub.handle_control(kind, payload, now));
         self.wake_hub();
         result
     }
 
     /// The link to the controller was made anew: the next event is SERVER_REGISTER again.
     pub fn controller_connected(&self) {
-        self.shared.hub().controller_connected();
-        self.shared.changed.notify_all();
+        self.shared.with_hub(|hub, _| hub.controller_connected());
     }
 
     /// The next message for the controller: SERVER_REGISTER first, then SERVER_NODE_LOC and LATENCY_REPORT. `None` after `timeout`, and at once
@@ -215,25 +255,23 @@ impl RelayHandle {
 
     /// New limits (for the whole relay), from now on.
     pub fn set_limits(&self, limits: &Limits) {
-        let limits = per_worker(limits, self.mailboxes.len());
-        self.shared.hub().all(ToWorker::Limits(limits));
-        self.wake_hub();
+        let limits = per_worker(limits, self.shared.mailboxes.len());
+        self.shared.with_hub(|hub, _| hub.all(ToWorker::Limits(limits)));
     }
 
     /// A new certificate for connections from now on.
     pub fn set_tls(&self, config: &Arc<rustls::ServerConfig>) {
-        for mailbox in &self.mailboxes {
+        for mailbox in &self.shared.mailboxes {
             mailbox.post(ToShell::Tls(Arc::clone(config)));
         }
     }
 
     /// Says GOAWAY to everyone, takes no more connections, and returns after `grace` or when nobody is left.
     pub fn drain(&self, grace: Duration) {
-        for mailbox in &self.mailboxes {
+        for mailbox in &self.shared.mailboxes {
             mailbox.post(ToShell::StopListening);
         }
-        self.shared.hub().all(ToWorker::Drain { grace });
-        self.wake_hub();
+        self.shared.with_hub(|hub, _| hub.all(ToWorker::Drain { grace }));
         let until = self.shared.clock.instant() + grace;
         while self.shared.clock.instant() < until {
             std::thread::sleep(Duration::from_millis(50).min(until - self.shared.clock.instant()));
@@ -248,107 +286,19 @@ impl RelayHandle {
         self.shut_down();
     }
 
-    fn start_workers(
-        &mut self,
-        config: &RelayConfig,
-        listen: SocketAddr,
-        rng: &mut ChaCha20Rng,
-    ) -> Result<(), StartError> {
-        let count = config.worker_count();
-        // The first without sharing, so that a port which somebody else uses is noticed; then all of them shared.
-        let first = tcp_listener(listen, count > 1)?;
-        let address = local_address(&first)
-            .map_err(|source| crate::engine::socket::SocketError::Io { address: listen, source })?;
-        self.data_addr = Some(address);
-        let mut listeners = vec![first];
-        for _ in 1..count {
-            listeners.push(tcp_listener(address, true)?);
-        }
-        let paths = config.leak_paths();
-        let server = ServerOptions { tls: config.tls.clone(), paths, max_message: MAX_MESSAGE };
-        let limits = per_worker(&config.limits, count);
-        let mut lanes_in: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
-        let mut lanes_out: Vec<Vec<_>> = (0..count).map(|_| Vec::new()).collect();
-        for (from, out) in lanes_out.iter_mut().enumerate() {
-            for (to, inbound) in lanes_in.iter_mut().enumerate() {
-                out.push((from != to).then(|| {
-                    let (sender, receiver) = lane();
-                    inbound.push(receiver);
-                    sender
-                }));
-            }
-        }
-        let mut starts = Vec::new();
-        let seats = listeners.into_iter().zip(lanes_in).zip(lanes_out).enumerate();
-        for (index, ((listener, lanes_in), lanes_out)) in seats {
-            let id = WorkerId(index as u16);
-            let (inbox_sender, inbox) = channel();
-            let (ready, opened) = channel();
-            let (start, wakers) = channel::<Vec<Waker>>();
-            let seat = Seat {
-                machine: Worker::new(id, limits.clone()),
-                id,
-                listener: Some(listener),
-                server: server.clone(),
-                data_path: paths[0],
-                policy: config.queue,
-                clock: self.shared.clock,
-                rng: fork(rng),
-                inbox,
-                hub: self.hub_input.clone(),
-                lanes_in,
-                lanes_out,
-                wakers: Vec::new(),
-            };
-            let prefer = config.driver;
-            self.spawn(&format!("relay-{index}"), move || {
-                let result = match open(prefer) {
-                    Ok(Opened::Uring(driver)) => run(driver, seat, &ready, &wakers),
-                    Ok(Opened::Epoll(driver)) => run(driver, seat, &ready, &wakers),
-                    Err(error) => {
-                        let _ = ready.send(Err(error));
-                        return;
-                    }
-                };
-                if let Err(error) = result {
-                    tracing::error!(%error, worker = index, "worker ended");
-                }
-            })?;
-            let waker = opened
-                .recv()
-                .map_err(|_| StartError::Driver(std::io::Error::other("worker thread ended")))?
-                .map_err(StartError::Driver)?;
-            self.mailboxes.push(Mailbox { inbox: inbox_sender, waker });
-            starts.push(start);
-        }
-        let wakers: Vec<Waker> = self.mailboxes.iter().map(|mailbox| mailbox.waker.clone()).collect();
-        for start in starts {
-            let _ = start.send(wakers.clone());
-        }
-        Ok(())
-    }
-
-    fn spawn(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
-        let thread =
-            std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(StartError::Thread)?;
-        self.threads.push(thread);
-        Ok(())
-    }
-
     fn wake_hub(&self) {
-        let _ = self.hub_input.send(HubInput::Wake);
-        self.shared.changed.notify_all();
+        let _ = self.shared.hub_input.send(HubInput::Wake);
     }
 
     fn collect(&self, connections: bool) -> RelayStats {
         let (reply, answers) = channel();
-        for mailbox in &self.mailboxes {
+        for mailbox in &self.shared.mailboxes {
             mailbox.post(ToShell::Stats { connections, reply: reply.clone() });
         }
         drop(reply);
         let until = std::time::Instant::now() + STATS_TIME;
         let mut workers = Vec::new();
-        while workers.len() < self.mailboxes.len() {
+        while workers.len() < self.shared.mailboxes.len() {
             match answers.recv_timeout(until.saturating_duration_since(std::time::Instant::now())) {
                 Ok(stats) => workers.push(stats),
                 Err(_) => break,
@@ -376,15 +326,11 @@ impl RelayHandle {
     fn shut_down(&mut self) {
         self.shared.stopped.store(true, Ordering::Relaxed);
         self.shared.changed.notify_all();
-        for mailbox in &self.mailboxes {
+        for mailbox in &self.shared.mailboxes {
             mailbox.post(ToShell::Stop);
         }
-        let _ = self.hub_input.send(HubInput::Stop);
-        for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                tracing::error!("a relay thread panicked");
-            }
-        }
+        let _ = self.shared.hub_input.send(HubInput::Stop);
+        self.threads.join();
         self.stun = None;
     }
 }
@@ -393,6 +339,95 @@ impl Drop for RelayHandle {
     fn drop(&mut self) {
         self.shut_down();
     }
+}
+
+/// The relay's threads.
+#[derive(Debug, Default)]
+struct Threads(Vec<JoinHandle<()>>);
+
+impl Threads {
+    fn spawn(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
+        let thread =
+            std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(StartError::Thread)?;
+        self.0.push(thread);
+        Ok(())
+    }
+
+    fn join(&mut self) {
+        for thread in self.0.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a relay thread panicked");
+            }
+        }
+    }
+}
+
+/// Workers whose drivers are open and who wait for the word to listen: each other's wakers.
+#[derive(Debug, Default)]
+struct Workers {
+    mailboxes: Vec<Mailbox>,
+    starts: Vec<Sender<Vec<Waker>>>,
+    address: Option<SocketAddr>,
+}
+
+fn start_workers(
+    config: &RelayConfig,
+    listen: SocketAddr,
+    clock: Clock,
+    hub_input: &Sender<HubInput>,
+    rng: &mut ChaCha20Rng,
+    threads: &mut Threads,
+) -> Result<Workers, StartError> {
+    let count = config.worker_count();
+    let listeners = config::listeners(listen, count)?;
+    let mut workers = Workers::default();
+    let paths = config.leak_paths();
+    let server = ServerOptions { tls: config.tls.clone(), paths, max_message: MAX_MESSAGE };
+    let limits = per_worker(&config.limits, count);
+    let (lanes_in, lanes_out) = lane::between(count);
+    let seats = listeners.into_iter().zip(lanes_in).zip(lanes_out).enumerate();
+    for (index, ((listener, lanes_in), lanes_out)) in seats {
+        let io = |source| SocketError::Io { address: listen, source };
+        workers.address = Some(local_address(&listener).map_err(io)?);
+        let id = WorkerId(index as u16);
+        let (inbox_sender, inbox) = channel();
+        let (ready, opened) = channel();
+        let (start, wakers) = channel::<Vec<Waker>>();
+        let seat = Seat {
+            machine: Worker::new(id, limits.clone()),
+            id,
+            listener: Some(listener),
+            server: server.clone(),
+            data_path: paths[0],
+            policy: config.queue,
+            clock,
+            rng: fork(rng),
+            inbox,
+            hub: hub_input.clone(),
+            lanes_in,
+            lanes_out,
+            wakers: Vec::new(),
+        };
+        let prefer = config.driver;
+        threads.spawn(&format!("relay-{index}"), move || {
+            let result = match open(prefer) {
+                Ok(Opened::Uring(driver)) => run(driver, seat, &ready, &wakers),
+                Ok(Opened::Epoll(driver)) => run(driver, seat, &ready, &wakers),
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                    return;
+                }
+            };
+            if let Err(error) = result {
+                tracing::error!(%error, worker = index, "worker ended");
+            }
+        })?;
+        let ended = || StartError::Driver(std::io::Error::other("worker thread ended"));
+        let waker = opened.recv().map_err(|_| ended())?.map_err(StartError::Driver)?;
+        workers.mailboxes.push(Mailbox { inbox: inbox_sender, waker });
+        workers.starts.push(start);
+    }
+    Ok(workers)
 }
 
 /// A worker's thread, once its driver is open.
@@ -416,6 +451,3 @@ fn fork(rng: &mut ChaCha20Rng) -> ChaCha20Rng {
     rng.fill_bytes(&mut seed);
     ChaCha20Rng::from_seed(seed)
 }
-
-#[cfg(test)]
-mod tests;

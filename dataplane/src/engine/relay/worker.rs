@@ -135,6 +135,8 @@ impl<D: Driver> Shell<D> {
         while !self.stopping {
             self.driver.wait(self.timeout())?;
             let now = self.clock.now();
+            // First what other threads say: a token key, a revocation, holds for the frames behind it.
+            self.read_inbox(now);
             while let Some(event) = self.driver.next_event() {
                 self.handle(event, now);
             }
@@ -169,6 +171,7 @@ impl<D: Driver> Shell<D> {
                 tracing::trace!(worker = self.id.0, ?token, ?error, "connection ended");
                 self.forget(token);
             }
+            // Once more: what was posted since the start of the round may have counted on this very wake-up.
             Event::Woken => self.read_inbox(now),
             Event::Datagram { buffer, .. } | Event::Packet { buffer, .. } => self.driver.recycle(buffer),
             _ => {}

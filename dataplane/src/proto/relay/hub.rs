@@ -348,6 +348,7 @@ impl Hub {
         self.locate(true, &config.nodes, &[]);
         self.revoke(config.revocations.clone(), now);
         self.config = Some(config);
+        self.next_report = self.next_report.min(now.instant + self.report_interval());
         self.save_later(now);
         Ok(())
     }

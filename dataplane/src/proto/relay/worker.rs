@@ -197,6 +197,8 @@ struct Membership {
     iat: u64,
     exp: u64,
     not_after: Option<u64>,
+    /// AUTH_RESPONSE waits until the hub has told all workers: who has it can be reached from everywhere.
+    answer_due: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

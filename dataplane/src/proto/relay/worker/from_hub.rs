@@ -41,6 +41,9 @@ impl Worker {
                 if let Some(old) = self.directory.confirmed(*node, *network, *worker, self.id) {
                     self.replaced(old, *node);
                 }
+                if *worker == self.id {
+                    self.announced(*node);
+                }
             }
             ToWorker::NodeGone { node } => self.directory.gone(*node),
             ToWorker::LinkAt { relay, worker, serial } => {

@@ -56,9 +56,9 @@ impl Worker {
         let Some(Role::Data(memberships)) = self.conn_mut(conn).map(|conn| &mut conn.role) else { return };
         let (first, full) = (memberships.is_empty(), memberships.len() >= limit);
         let Token { jti, iat, exp, not_after, .. } = token;
-        let membership = Membership { node, jti, iat, exp, not_after };
+        let membership = Membership { node, jti, iat, exp, not_after, answer_due: false };
         match memberships.iter_mut().find(|known| known.node == node) {
-            Some(known) => *known = membership,
+            Some(known) => *known = Membership { answer_due: known.answer_due, ..membership },
             None if full => {
                 let message = "too many memberships on one connection".into();
                 return self.fail(conn, ErrorCode::Overloaded, message, Some(node));
@@ -74,10 +74,40 @@ impl Worker {
                 self.replaced(old, node);
             }
             self.report(FromWorker::NodeUp { node, network });
+            self.mark_answer_due(conn, node);
+        } else {
+            self.answer(conn, node, exp);
         }
-        let answer = NodeAuthorised { node_id: node, relay_id: self.relay_id, expires: exp };
-        self.send(conn, FrameType::AuthResponse, &to_payload(&AuthResponse::Relay(answer)));
         self.schedule_expiry(conn, now);
+    }
+
+    /// The hub has told everyone that `node` is on this worker.
+    pub(super) fn announced(&mut self, node: NodeId) {
+        let Some(&Place::Here(conn)) = self.directory.find(node).map(|entry| &entry.place) else { return };
+        if let Some(membership) = self.membership(conn, node)
+            && std::mem::take(&mut membership.answer_due)
+        {
+            let exp = membership.exp;
+            self.answer(conn, node, exp);
+        }
+    }
+
+    fn answer(&mut self, conn: ConnId, node: NodeId, expires: u64) {
+        let answer = NodeAuthorised { node_id: node, relay_id: self.relay_id, expires };
+        self.send(conn, FrameType::AuthResponse, &to_payload(&AuthResponse::Relay(answer)));
+    }
+
+    fn mark_answer_due(&mut self, conn: ConnId, node: NodeId) {
+        if let Some(membership) = self.membership(conn, node) {
+            membership.answer_due = true;
+        }
+    }
+
+    fn membership(&mut self, conn: ConnId, node: NodeId) -> Option<&mut Membership> {
+        match self.conn_mut(conn).map(|conn| &mut conn.role) {
+            Some(Role::Data(memberships)) => memberships.iter_mut().find(|known| known.node == node),
+            _ => None,
+        }
     }
 
     /// `node` is now on another connection. The old one hears of it when nothing is left on it: other memberships go on.
