@@ -151,6 +151,10 @@ impl RelayHandle {
     ///
     /// # Errors
     /// What is wrong and what to do about it; nothing runs then.
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "a relay has its configuration for good; callers build one for it"
+    )]
     pub fn start(config: RelayConfig) -> Result<Self, StartError> {
         let clock = Clock::start();
         let mut seed = [0; 32];
