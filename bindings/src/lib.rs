@@ -7,6 +7,7 @@ mod errors;
 mod frame;
 mod key;
 mod path;
+mod relay;
 mod token;
 
 use pyo3::prelude::*;
@@ -25,6 +26,8 @@ mod _native {
     };
     #[pymodule_export]
     use crate::path::best_paths;
+    #[pymodule_export]
+    use crate::relay::{Relay, StunServer};
     #[pymodule_export]
     use crate::token::{TokenSigner, TokenVerifier};
     use pyo3::prelude::*;

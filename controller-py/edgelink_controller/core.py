@@ -32,6 +32,7 @@ __all__ = [
     "TokenError",
     "best_paths",
     "decode_control",
+    "decode_json",
     "decode_key",
     "encode_bytes",
     "encode_control",
@@ -101,8 +102,16 @@ def encode_control(kind: int, message: Mapping[str, Any], *, ack_wanted: bool = 
 def decode_control(kind: int, payload: bytes) -> dict[str, Any]:
     """Check a control payload against its type and give it as a dict. Raises `MessageError` (2002)."""
     meshdp.validate_control(int(kind), payload)
-    message: dict[str, Any] = json.loads(payload)
-    return message
+    return decode_json(payload)
+
+
+def decode_json(payload: bytes) -> dict[str, Any]:
+    """A payload as it is, before its form is checked; empty when it is no JSON object at all."""
+    try:
+        message = json.loads(payload)
+    except ValueError:
+        return {}
+    return message if isinstance(message, dict) else {}
 
 
 def verify_control(machine_key: bytes, nonce: bytes, controller: str, signature: bytes) -> bool:
@@ -122,9 +131,14 @@ def best_paths(
     node_relay_ms: dict[int, dict[int, float]],
     relay_relay_ms: dict[tuple[int, int], float],
     pairs: Iterable[tuple[int, int]],
+    current: Mapping[tuple[int, int], Path] | None = None,
 ) -> dict[tuple[int, int], tuple[Path | None, Path | None]]:
-    """Best and second-best relay path for each (sender, receiver); `None` where nothing is known yet."""
-    found = meshdp.best_paths(node_relay_ms, relay_relay_ms, list(pairs))
+    """Best and second-best relay path for each (sender, receiver); `None` where nothing is known yet.
+
+    `current` is what each pair uses now: it stays unless another way is clearly better (10 % and 5 ms).
+    """
+    used = {pair: list(path) for pair, path in (current or {}).items()}
+    found = meshdp.best_paths(node_relay_ms, relay_relay_ms, list(pairs), used)
     return {
         pair: (tuple(best) if best else None, tuple(second) if second else None)
         for pair, (best, second) in found.items()

@@ -47,6 +47,9 @@ class Peer:
                 data = await self.socket.recv()
                 assert isinstance(data, bytes)
                 for kind, _flags, payload in self._decoder.feed(data):
+                    if kind not in (FrameType.PING, FrameType.PONG, FrameType.ACK):
+                        # The Rust types are the ones that nodes and relays read with.
+                        meshdp.validate_control(kind, payload, self.path.removeprefix("/ws/"))
                     raw = kind in (FrameType.PING, FrameType.PONG, FrameType.ACK)
                     self.frames.append((kind, payload if raw else json.loads(payload)))
         return self.frames.popleft()

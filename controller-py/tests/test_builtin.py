@@ -33,7 +33,13 @@ class FakeRelay:
     def start(self) -> None:
         self.say(
             FrameType.SERVER_REGISTER,
-            {"token": self.config["token"], "version": "0.1.0", "data_url": "wss://in.test/ws/data", "nodes": []},
+            {
+                "token": self.config["token"],
+                "version": "0.1.0",
+                "capabilities": ["relay"],
+                "data_url": "wss://in.test/ws/data",
+                "nodes": [],
+            },
         )
 
     def say(self, kind: FrameType, message: dict[str, Any]) -> None:
@@ -47,6 +53,9 @@ class FakeRelay:
             return self._events.get(timeout=timeout)
         except queue.Empty:
             return None
+
+    def controller_connected(self) -> None:
+        """Only counts time."""
 
     def stop(self, grace_ms: int = 0) -> None:
         self.stopped = True
@@ -66,13 +75,15 @@ async def test_the_builtin_relay_is_served_like_any_other(tmp_path: Path, monkey
     environment = {
         "EDGELINK_SECURITY_REQUIRE_AUTHORIZATION": "false",
         "EDGELINK_BUILTIN_RELAY_ENABLED": "true",
+        "EDGELINK_BUILTIN_RELAY_LISTEN": "127.0.0.1:7443",
     }
     async with controller(tmp_path, environment) as running:
-        inside = Builtin(running.hub, None, None)
+        inside = Builtin(running.hub, tmp_path)
         await inside.start()
         relay = FakeRelay.made
         config = await relay.until(FrameType.CONFIG)
         assert config["relay_id"] == relay.config["relay_id"]
+        assert relay.config["data_url"] == "ws://127.0.0.1:7443/ws/data"
         node = await running.node()
         told = await node.expect(FrameType.CONFIG)
         assert told["relays"][0]["data_url"] == "wss://in.test/ws/data"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -84,7 +85,8 @@ def test_every_algorithm_signs_what_it_accepts(tmp_path: Path) -> None:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     write_private(tmp_path / "rsa.pem", pem)
-    claims = {"typ": "relay", "aud": "relay", "iss": "edgelink", "iat": 100, "exp": 200, "jti": "x"}
+    claims: dict[str, Any] = {"typ": "relay", "aud": "relay", "iss": "edgelink", "iat": 100, "exp": 200, "jti": "x"}
+    claims |= {"node_id": 1, "network_id": 1, "allowed_relays": []}
     for algorithm, file in (("EdDSA", None), ("HS256", None), ("RS256", tmp_path / "rsa.pem")):
         keyring = open_keyring(tmp_path, algorithm, None, file)
         assert keyring.algorithm == keyring.public_keys()["algorithm"] == algorithm

@@ -11,7 +11,7 @@ import meshdp
 import pytest
 from meshdp import FrameType
 
-from edgelink_controller.control import endpoints
+from edgelink_controller.control import endpoints, hub
 from edgelink_controller.identity.service import IdentityService
 from edgelink_controller.servers.service import ServerService
 from tests.conftest import Running
@@ -168,3 +168,16 @@ async def test_fragmented_and_compressed_requests_are_understood(running: Runnin
     await node.socket.send(frames)
     assert (await node.expect(FrameType.AUTH_RESPONSE))["state"] == "pending"
     await node.close()
+
+
+async def test_only_so_many_may_be_signing_in(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "MAX_STRANGERS", 1)
+    first = await FakeNode().open(running.ws)
+    nonce = (await first.expect(FrameType.AUTH_CHALLENGE))["nonce"]
+    await refused(await FakeNode().open(running.ws), 4003, 1013)
+    await first.send(FrameType.AUTH_REQUEST, first.request(nonce))
+    await first.expect(FrameType.AUTH_RESPONSE)
+    third = await running.node()
+    assert third.answer["state"] == "pending"
+    await first.close()
+    await third.close()

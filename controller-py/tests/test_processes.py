@@ -194,3 +194,17 @@ async def test_controller_says_what_to_do(tmp_path: Path) -> None:
     loose = await run(*CONTROLLER, "run", "--dev", "--state-dir", str(tmp_path))
     assert loose.code == 2
     assert "chmod 600" in loose.err
+
+
+async def test_init_and_a_new_password(tmp_path: Path) -> None:
+    made = await run(*CONTROLLER, "init", "--state-dir", str(tmp_path))
+    assert made.code == 0, made.err
+    assert (tmp_path / "controller.toml").stat().st_mode & 0o777 == 0o600
+    first = re.search(r"admin password .*: (\w+)", made.out)
+    again = await run(*CONTROLLER, "init", "--state-dir", str(tmp_path))
+    assert "password" not in again.out
+    reset = await run(*CONTROLLER, "password", "--state-dir", str(tmp_path))
+    second = re.search(r"password of admin .*: (\w+)", reset.out)
+    assert first
+    assert second
+    assert first[1] != second[1]

@@ -12,6 +12,8 @@
 pub mod proto;
 
 #[cfg(feature = "io")]
+pub mod config;
+#[cfg(feature = "io")]
 #[allow(
     clippy::disallowed_methods,
     clippy::disallowed_types,

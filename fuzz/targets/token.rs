@@ -58,7 +58,10 @@ fn check(token: &str) {
                 let again = signer().sign_value(kind, &claims).expect("it was accepted");
                 VERIFIER.verify_value(kind, &again, NOW, grace).expect("the same claims");
             }
-            assert!(EDDSA.verify_value(kind, token, NOW, grace).is_err(), "signed with a secret, taken for Ed25519");
+            assert!(
+                EDDSA.verify_value(kind, token, NOW, grace).is_err(),
+                "signed with a secret, taken for Ed25519"
+            );
         }
         if let Ok(token) = VERIFIER.verify_relay(token, RelayId(1), &revoked, NOW, grace) {
             assert!(token.subject.node_id.0 != 0 && token.accepted_until(grace) >= NOW);

@@ -191,10 +191,11 @@ fn merge(overrides: &Overrides, file: ConfigFile) -> anyhow::Result<Settings> {
 
 fn merge_controller(overrides: &Overrides, file: file::ControllerEntry) -> anyhow::Result<Controller> {
     let url = overrides.controller.clone().or(file.url).with_context(|| {
-        let files = default_files().iter().map(|path| format!("\n  {}", path.display())).collect::<String>();
+        let files: Vec<String> = default_files().iter().map(|path| path.display().to_string()).collect();
+        let files = files.join("\n  ");
         format!(
             "no controller given. Say where it is with --controller wss://controller.example/ws/control, with EDGELINK_CONTROLLER, or with \
-             the key \"controller\" in one of:{files}"
+             the key \"controller\" in one of:\n  {files}"
         )
     })?;
     let tls_pin = overrides.tls_pin.clone().or(file.tls_pin);

@@ -33,6 +33,7 @@ pub(crate) struct Keys {
 /// As it stands in the file. All values are base64 of 32 bytes.
 #[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
 #[serde(deny_unknown_fields)]
+#[allow(clippy::struct_field_names, reason = "the names are the keys of the JSON")]
 struct KeyFile {
     machine_key: String,
     node_key: NodeKeyEntry,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import ipaddress
 import logging
 import socket
@@ -13,14 +14,19 @@ from typing import Annotated
 
 import structlog
 import typer
+import uvloop
 
 from edgelink_controller import __version__
 from edgelink_controller.app import create_app
 from edgelink_controller.config import Config, ConfigError, LoadedConfig, load, sample
 from edgelink_controller.control.builtin import Builtin
 from edgelink_controller.control.hub import Hub
+from edgelink_controller.core import MeshError
+from edgelink_controller.identity.service import IdentityService
 from edgelink_controller.kit.certificates import dev_certificate
+from edgelink_controller.kit.errors import Problem
 from edgelink_controller.kit.secrets import write_private
+from edgelink_controller.kit.store import Actor
 from edgelink_controller.places import default_state_dir, find_config
 from edgelink_controller.runtime import open_store, prepare
 from edgelink_controller.serving import make_server
@@ -51,7 +57,8 @@ def run(
     try:
         loaded = load(config or find_config())
         _log_to_stderr(loaded.config)
-        asyncio.run(_serve(loaded, state_dir or default_state_dir(), dev, listen))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(loaded, state_dir or default_state_dir(), dev, listen))
     except ConfigError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
@@ -73,6 +80,31 @@ def init(config: ConfigOption = None, state_dir: StateOption = None) -> None:
         raise typer.Exit(2) from None
 
 
+@app.command()
+def password(
+    config: ConfigOption = None,
+    state_dir: StateOption = None,
+    account: Annotated[str, typer.Option("--account", help="Whose password.")] = "admin",
+) -> None:
+    """Give an account a new random password; its sessions end."""
+    try:
+        new = asyncio.run(_new_password(load(config or find_config()), state_dir or default_state_dir(), account))
+    except (ConfigError, Problem) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(f"password of {account} (shown only now): {new}")
+
+
+async def _new_password(loaded: LoadedConfig, state_dir: Path, account: str) -> str:
+    store = open_store(loaded, state_dir, create_keys=False)
+    try:
+        await prepare(store)
+        async with store.write(Actor("cli", getpass.getuser(), "local")) as uow:
+            return await IdentityService(uow).reset_password(account)
+    finally:
+        await store.database.close()
+
+
 async def _init(loaded: LoadedConfig, state_dir: Path) -> None:
     store = open_store(loaded, state_dir)
     try:
@@ -91,7 +123,7 @@ async def _serve(loaded: LoadedConfig, state_dir: Path, dev: bool, listen: str |
     try:
         chosen = listen or (DEV_LISTEN if dev and loaded.source("listen.http") == "default" else config.listen.http)
         host, port = parse_listen(chosen)
-        cert, key = _certificate(config, state_dir, dev, host)
+        cert, key, pin = _certificate(config, state_dir, dev, host)
         server_socket = _bind(host, port)
         first = await prepare(store)
         if first.password:
@@ -100,8 +132,15 @@ async def _serve(loaded: LoadedConfig, state_dir: Path, dev: bool, listen: str |
         application = create_app(store, hub)
         server = make_server(application, cert, key)
         typer.echo(f"listening on {'https' if cert else 'http'}://{host}:{server_socket.getsockname()[1]}", err=True)
-        builtin = Builtin(hub, cert, key)
-        await builtin.start()
+        builtin = Builtin(hub, state_dir, cert, key, pin)
+        try:
+            await builtin.start()
+        except MeshError as error:
+            await builtin.stop()
+            raise ConfigError(
+                f"the built-in relay or STUN server cannot start: {error}; change builtin_relay.listen or "
+                "builtin_stun.listen, or set their enabled to false"
+            ) from None
         try:
             await server.serve(sockets=[server_socket])
         finally:
@@ -120,20 +159,20 @@ def parse_listen(text: str) -> tuple[str, int]:
     return host or "0.0.0.0", int(port)  # noqa: S104 - ":443" means everywhere
 
 
-def _certificate(config: Config, state_dir: Path, dev: bool, host: str) -> tuple[str | None, str | None]:
+def _certificate(config: Config, state_dir: Path, dev: bool, host: str) -> tuple[str | None, str | None, str | None]:
     if dev:
         made = dev_certificate(state_dir, [*config.names, host])
         typer.echo(f"development certificate {made.cert}\ncertificate pin {made.pin}", err=True)
-        return str(made.cert), str(made.key)
+        return str(made.cert), str(made.key), made.pin
     cert, key = config.tls.cert, config.tls.key
     if cert and key:
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(f"tls: {cert} and {key} cannot be used: {error}") from None
-        return str(cert), str(key)
+        return str(cert), str(key), None
     if config.behind_proxy or _is_loopback(host):
-        return None, None
+        return None, None, None
     raise ConfigError(
         "no certificate: set tls.cert and tls.key, or behind_proxy = true when a proxy in front does TLS, "
         "or start with --dev for a self-signed one"

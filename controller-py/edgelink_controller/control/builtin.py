@@ -10,6 +10,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -52,6 +53,7 @@ class RelayChannel:
             async with asyncio.timeout(10):
                 frame = await self._events.get()
         except TimeoutError:
+            await asyncio.to_thread(self._relay.controller_connected)
             return Frame(FrameType.PONG, 0, b"")
         if frame is None:
             raise Closed
@@ -78,10 +80,15 @@ class RelayChannel:
 class Builtin:
     """Starts and stops what `builtin_relay` and `builtin_stun` ask for."""
 
-    def __init__(self, hub: Hub, cert: str | None, key: str | None) -> None:
+    def __init__(
+        self, hub: Hub, state_dir: Path, cert: str | None = None, key: str | None = None, pin: str | None = None
+    ) -> None:
+        """`cert` and `key` are the controller's own; `pin` vouches for the certificate when it is self-signed."""
         self._hub = hub
+        self._state_dir = state_dir
         self._cert = cert
         self._key = key
+        self._pin = pin
         self._relay: Relay | None = None
         self._stun: StunServer | None = None
         self._task: asyncio.Task[None] | None = None
@@ -116,11 +123,23 @@ class Builtin:
             "listen": builtin.listen,
             "ws_data": builtin.ws_data,
             "ws_mesh": builtin.ws_mesh,
-            "data_url": builtin.data_url,
-            "mesh_url": builtin.mesh_url,
+            "data_url": builtin.data_url or self._public_url(builtin.ws_data),
+            "mesh_url": builtin.mesh_url or self._public_url(builtin.ws_mesh),
             "stun": address,
             "tls": {"cert": self._cert, "key": self._key} if self._cert else None,
+            "tls_pin": self._pin,
+            "state_dir": str(self._state_dir),
         }
+
+    def _public_url(self, path: str) -> str | None:
+        """Where others reach the relay: the controller's first name, else the address it listens on."""
+        config = self._hub.store.config
+        host, _, port = config.builtin_relay.listen.rpartition(":")
+        name = config.names[0] if config.names else host
+        if name in ("", "0.0.0.0", "[::]"):  # noqa: S104 - compared, not bound
+            log.warning("built-in relay: set names or builtin_relay.data_url, nodes do not know where it is")
+            return None
+        return f"{'wss' if self._cert else 'ws'}://{name}:{port}{path}"
 
     async def stop(self) -> None:
         if self._task is not None:

@@ -21,6 +21,7 @@ from edgelink_controller.core import (
     FrameType,
     MessageError,
     decode_control,
+    decode_json,
     encode_control,
     encode_frame,
 )
@@ -80,6 +81,10 @@ class Frame:
     @property
     def ack_wanted(self) -> bool:
         return bool(self.flags & FLAG_ACK_WANTED)
+
+    def unchecked(self) -> dict[str, Any]:
+        """The payload before its form is checked, for what has an error code of its own (keys: 1004)."""
+        return decode_json(self.payload)
 
     def message(self) -> dict[str, Any]:
         """Raises `Refused`."""

@@ -26,6 +26,7 @@ from edgelink_controller.control.node_session import (
     BAD_SIGNATURE,
     INVALID_KEY,
     NodeSession,
+    check_node_key_form,
     parse_machine_key,
     parse_node_key,
     parse_routes,
@@ -60,7 +61,7 @@ async def server(socket: WebSocket) -> None:
 async def serve_node(channel: Channel, hub: Hub) -> None:
     """A machine, from its first frame to its last."""
     try:
-        with reading_message():
+        with hub.signing_in(), reading_message():
             session = await _sign_in(channel, hub)
     except Closed:
         return
@@ -83,7 +84,7 @@ async def serve_node(channel: Channel, hub: Hub) -> None:
 async def serve_relay(channel: Channel, hub: Hub) -> None:
     """A relay, from its first frame to its last."""
     try:
-        with reading_message():
+        with hub.signing_in(), reading_message():
             session, nodes = await _register(channel, hub)
     except Closed:
         return
@@ -113,6 +114,11 @@ async def _first(channel: Channel, kind: FrameType) -> dict[str, Any]:
         raise Refused(INVALID_TOKEN, f"nothing was signed in within {AUTH_S:.0f} s") from None
     if frame.kind != kind:
         raise unexpected(frame)
+    # A bad key has a code of its own, so it is looked at before the form of the whole.
+    raw = frame.unchecked() if kind == FrameType.AUTH_REQUEST else {}
+    if "machine_key" in raw:
+        parse_machine_key(raw["machine_key"])
+        check_node_key_form(raw.get("node_key"))
     message = frame.message()
     if frame.ack_wanted:
         await channel.acknowledge(frame.kind)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
 import structlog
 
 from edgelink_controller.changes.service import ChangeRow, ChangeService
+from edgelink_controller.control.channel import OVERLOADED, Refused
 from edgelink_controller.control.node_session import NodeSession
 from edgelink_controller.control.picture import Picture
 from edgelink_controller.control.relay_session import RelaySession
@@ -32,6 +33,9 @@ WATCH_S = 0.2
 WATCH_OTHER_DATABASES_S = 2.0
 FLUSH_S = 1.0
 PRUNE_S = 600.0
+HEARTBEAT_S = 30.0
+# Each may hold a message of 1 MiB.
+MAX_STRANGERS = 500
 # How long the nodes of a relay that lost its controller connection are still said to be on it.
 RELAY_GRACE_S = 5.0
 RESTART_GRACE_S = 15.0
@@ -56,6 +60,7 @@ class Hub:
         self._unsaved_samples: dict[tuple[tuple[str, int], tuple[str, int]], Sample] = {}
         self._moved: set[int] = set()
         self._woken: set[NodeSession | RelaySession] = set()
+        self._strangers = 0
         self._bell = asyncio.Event()
         self._catching_up = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
@@ -80,6 +85,7 @@ class Hub:
             asyncio.create_task(self._forever("follow", self._follow)),
             asyncio.create_task(self._forever("watch", self._watch)),
             asyncio.create_task(self._forever("flush", self._flush)),
+            asyncio.create_task(self._forever("heartbeat", self._heartbeat)),
             asyncio.create_task(self._forever("prune", self._prune)),
         ]
         self.started.set()
@@ -121,6 +127,17 @@ class Hub:
             self._distribute(await self.picture.catch_up(self.store))
         if self._woken:
             self._bell.set()
+
+    @contextlib.contextmanager
+    def signing_in(self) -> Iterator[None]:
+        """Holds one of the places for connections that have not signed in. Raises `Refused` 4003."""
+        if self._strangers >= MAX_STRANGERS:
+            raise Refused(OVERLOADED, "too many connections are signing in; try again")
+        self._strangers += 1
+        try:
+            yield
+        finally:
+            self._strangers -= 1
 
     # Sessions come and go
 
@@ -328,6 +345,14 @@ class Hub:
             self._unsaved_presence |= presence
             self._unsaved_samples = samples | self._unsaved_samples
             raise
+
+    async def _heartbeat(self) -> None:
+        """Note that relays which say nothing new are still there."""
+        await asyncio.sleep(HEARTBEAT_S)
+        if self._relays:
+            async with self.store.write() as uow:
+                for relay_id in self._relays:
+                    await ServerService(uow).set_online(relay_id, True)
 
     async def _prune(self) -> None:
         async with self.store.write() as uow:

@@ -83,6 +83,7 @@ class NodeSession(Session):
 
     async def handle(self, frame: Frame) -> None:
         if frame.kind == FrameType.NODE_UPDATE:
+            check_node_key_form(frame.unchecked().get("node_key"))
             await self._on_update(frame.message())
         elif frame.kind == FrameType.LATENCY_REPORT:
             self._on_latency(frame.message())
@@ -336,6 +337,15 @@ def parse_node_key(value: Any, machine_key: bytes) -> NodeKeyClaim | None:
     if not verify_node_key(machine_key, claim):
         raise Refused(BAD_SIGNATURE, "node_key: the signature is not by this machine")
     return claim
+
+
+def check_node_key_form(value: Any) -> None:
+    """Raises `Refused` 1004 for a node_key whose parts are not keys."""
+    if isinstance(value, dict):
+        try:
+            NodeKeyClaim.parse(value)
+        except BadKey as error:
+            raise Refused(INVALID_KEY, f"node_key: {error}") from None
 
 
 def parse_machine_key(value: Any) -> bytes:

@@ -45,6 +45,9 @@ class IdentityRepository:
     async def end_family(self, family: str) -> None:
         await self._session.execute(update(RefreshToken).where(RefreshToken.family == family).values(used=True))
 
+    async def end_sessions(self, account_id: int) -> None:
+        await self._session.execute(delete(RefreshToken).where(RefreshToken.account_id == account_id))
+
     async def prune(self, now: int, failures_before: int) -> None:
         await self._session.execute(delete(RefreshToken).where(RefreshToken.expires_at < now))
         await self._session.execute(delete(LoginFailure).where(LoginFailure.last_at < failures_before))

@@ -48,14 +48,17 @@ class IdentityService:
         await self._audit.record("account.create", "account", account.id, name=account.name, role=account.role)
         return password
 
-    async def set_password(self, name: str, password: str) -> None:
-        """Replace a password and end the account's sessions. Raises `NotFound`."""
+    async def reset_password(self, name: str = FIRST_ACCOUNT) -> str:
+        """A new random password for an account; its sessions end. Raises `NotFound`."""
         account = await self._rows.by_name(name)
         if account is None:
             raise NotFound(f"no account {name}")
+        password = new_password()
         account.password_hash = await passwords.digest(password)
         await self._tokens.void_sessions(name, "password changed")
+        await self._rows.end_sessions(account.id)
         await self._audit.record("account.password", "account", account.id)
+        return password
 
     async def check_lock(self, name: str, address: str) -> None:
         """Raises `Locked` while this address may not try this account."""

@@ -1,20 +1,19 @@
-"""The paths that nodes are told, kept steady: a new best path must be clearly better than the one in use.
+"""The paths that nodes are told. The search is the wheel's, which keeps a path in use until another is clearly better.
 
-Only pairs of a node whose measurements moved are computed again. The search itself is the wheel's.
+Only pairs of a node whose measurements moved are computed again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import pairwise
 from typing import TypeVar
 
 from edgelink_controller.core import Path, best_paths
 from edgelink_controller.latency.service import Sample
 
-# A path replaces another only when it is better by both.
-HYSTERESIS_RATIO = 0.10
-HYSTERESIS_MS = 5.0
+# Smaller moves of a measurement cannot make another path better by the wheel's 10 % and 5 ms.
+MOVED_RATIO = 0.05
+MOVED_MS = 2.5
 K = TypeVar("K")
 Pair = tuple[int, int]
 Choice = tuple[Path | None, Path | None]
@@ -52,45 +51,17 @@ class PathBook:
         """Choose again for every pair of `nodes` with `peers`, both ways; gives the pairs whose choice changed."""
         others = list(peers)
         pairs = {pair for a in nodes for b in others if a != b for pair in ((a, b), (b, a))}
+        in_use = {pair: best for pair in pairs if (best := self.choice(*pair)[0]) is not None}
         changed = set()
-        for pair, (best, second) in best_paths(self._node_relay, self._relay_relay, sorted(pairs)).items():
-            new = self._settle(pair, best, second)
-            if new != self._choices.get(pair, NOTHING):
+        found = best_paths(self._node_relay, self._relay_relay, sorted(pairs), in_use)
+        for pair, choice in found.items():
+            if choice != self._choices.get(pair, NOTHING):
                 changed.add(pair)
-                self._choices[pair] = new
+                self._choices[pair] = choice
         return changed
-
-    def _settle(self, pair: Pair, best: Path | None, second: Path | None) -> Choice:
-        current = self._choices.get(pair, NOTHING)[0]
-        if best is None or current is None or best == current:
-            return best, second
-        old, new = self.cost(pair, current), self.cost(pair, best)
-        if old is None or new is None:
-            return best, second
-        if old - new > HYSTERESIS_MS and old - new > old * HYSTERESIS_RATIO:
-            return best, second
-        return current, best
-
-    def cost(self, pair: Pair, path: Path) -> float | None:
-        """Milliseconds of a path by what is known now; None when a part of it is not."""
-        total = 0.0
-        legs = [
-            self._node_relay.get(pair[0], {}).get(path[0]),
-            self._node_relay.get(pair[1], {}).get(path[-1]),
-            *(self._between(a, b) for a, b in pairwise(path)),
-        ]
-        for leg in legs:
-            if leg is None:
-                return None
-            total += leg
-        return total
-
-    def _between(self, a: int, b: int) -> float | None:
-        known = self._relay_relay.get((a, b))
-        return self._relay_relay.get((b, a)) if known is None else known
 
 
 def _put(row: dict[K, float], key: K, value: float) -> bool:
     before = row.get(key)
     row[key] = value
-    return before is None or abs(value - before) > max(HYSTERESIS_MS, before * HYSTERESIS_RATIO) / 2
+    return before is None or abs(value - before) > max(MOVED_MS, before * MOVED_RATIO)

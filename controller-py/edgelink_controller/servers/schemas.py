@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ipaddress
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, Field
@@ -13,6 +14,19 @@ def _websocket_url(value: str) -> str:
     return value
 
 
+def _socket_address(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    try:
+        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        raise ValueError("expected an IP address and a port, such as 203.0.113.1:3478") from None
+    if not port.isdigit() or not 0 < int(port) <= 0xFFFF:
+        raise ValueError("expected a port from 1 to 65535")
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+
+
+# Nodes send STUN requests to it before they have a resolver they trust: an address, not a name.
+SocketAddress = Annotated[str, Field(max_length=64), AfterValidator(_socket_address)]
 WebSocketUrl = Annotated[str, Field(max_length=255), AfterValidator(_websocket_url)]
 Pin = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Capability = Literal["relay", "stun"]
@@ -26,8 +40,8 @@ class ServerCreate(BaseModel):
     mesh_url: WebSocketUrl | None = None
     region: str = Field("", max_length=50)
     capabilities: list[Capability] = ["relay"]
-    stun: str | None = Field(None, max_length=255, examples=["203.0.113.1:3478"])
-    stun_secondary: str | None = Field(None, max_length=255)
+    stun: SocketAddress | None = Field(None, examples=["203.0.113.1:3478"])
+    stun_secondary: SocketAddress | None = None
     tls_pin: Pin | None = None
 
 
@@ -35,7 +49,7 @@ class ServerUpdate(BaseModel):
     url: WebSocketUrl | None = None
     mesh_url: WebSocketUrl | None = None
     region: str | None = Field(None, max_length=50)
-    stun: str | None = Field(None, max_length=255)
+    stun: SocketAddress | None = None
     tls_pin: Pin | None = None
     enabled: bool | None = None
 

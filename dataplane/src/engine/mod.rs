@@ -93,3 +93,11 @@ pub fn open(prefer: Prefer) -> io::Result<Opened> {
         Err(error) => Err(error),
     }
 }
+
+/// Fills `bytes` from the system's generator.
+///
+/// # Errors
+/// The system has none.
+pub fn random(bytes: &mut [u8]) -> io::Result<()> {
+    aws_lc_rs::rand::fill(bytes).map_err(|_| io::Error::other("the system gives no random bytes"))
+}

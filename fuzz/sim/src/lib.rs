@@ -1,1 +1,27 @@
-//! Placeholder.
+//! A whole mesh in one process under a virtual clock.
+//!
+//! Real node and relay machines; a small controller that builds their configurations; links with delay, loss, reordering and duplication, all drawn
+//! from one seed. [`model`] knows every packet that was put in and says which may come out, and where. A failing run prints its seed
+//! and runs again the same way with `EDGELINK_SIM_SEED` set to it.
+//!
+//! ```text
+//! World ── clock, what is on its way        world.rs
+//!   ├─ Machine: a node and its shell        machine.rs
+//!   ├─ RelayHost: hub, worker, their shell  relay_host.rs
+//!   ├─ Controller                           controller.rs
+//!   ├─ Links                                link.rs
+//!   └─ Model                                model.rs
+//! ```
+
+pub mod controller;
+pub mod link;
+pub mod machine;
+pub mod model;
+pub mod packet;
+pub mod relay_host;
+pub mod scenario;
+pub mod world;
+
+pub use link::Quality;
+pub use scenario::run;
+pub use world::World;

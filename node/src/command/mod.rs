@@ -8,6 +8,7 @@ pub(crate) mod up;
 pub(crate) mod version;
 
 use std::io::Write as _;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use comfy_table::{Table, presets};
@@ -28,7 +29,10 @@ fn table(header: &[&str]) -> Table {
 }
 
 /// Prints a table without the blanks that pad its lines.
-fn print_table(table: &Table) {
+fn print_table(mut table: Table) {
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
     for line in table.to_string().lines() {
         println!("{}", line.trim_end());
     }
@@ -53,7 +57,7 @@ fn bytes(count: u64) -> String {
 
 /// `2h05m`
 fn duration(seconds: f64) -> String {
-    let total = seconds.max(0.0) as u64;
+    let total = Duration::try_from_secs_f64(seconds).unwrap_or_default().as_secs();
     let (days, hours, minutes, seconds) = (total / 86_400, total / 3600 % 24, total / 60 % 60, total % 60);
     match (days, hours, minutes) {
         (0, 0, 0) => format!("{seconds}s"),

@@ -74,7 +74,7 @@ fn print_networks(networks: &[Network]) {
             join(&network.addresses),
         ]);
     }
-    print_table(&rows);
+    print_table(rows);
 }
 
 fn print_peers(peers: &[Peer]) {
@@ -100,7 +100,7 @@ fn print_peers(peers: &[Peer]) {
             bytes(peer.rx_bytes),
         ]);
     }
-    print_table(&rows);
+    print_table(rows);
 }
 
 fn print_relays(relays: &[Relay]) {
@@ -114,7 +114,7 @@ fn print_relays(relays: &[Relay]) {
             relay.error.clone().unwrap_or_default(),
         ]);
     }
-    print_table(&rows);
+    print_table(rows);
 }
 
 fn join<T: ToString>(items: &[T]) -> String {

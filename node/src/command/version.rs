@@ -6,7 +6,7 @@ use super::print_json;
 use crate::args::{Output, OutputArgs};
 
 #[derive(Serialize)]
-struct Version {
+struct Build {
     version: &'static str,
     os: &'static str,
     arch: &'static str,
@@ -15,7 +15,7 @@ struct Version {
 
 /// Runs the command.
 pub(crate) fn run(args: &OutputArgs) -> anyhow::Result<()> {
-    let version = Version {
+    let version = Build {
         version: env!("CARGO_PKG_VERSION"),
         os: std::env::consts::OS,
         arch: std::env::consts::ARCH,

@@ -40,7 +40,7 @@ const SILENCE: Duration = Duration::from_secs(45);
 /// Between two PINGs, unless AUTH_RESPONSE says otherwise.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// After a refusal: an operator may have mended it.
-const REFUSED: Duration = Duration::from_secs(60);
+const REFUSED: Duration = Duration::from_mins(1);
 
 /// What the link is made from.
 pub(crate) struct LinkSettings {
@@ -336,7 +336,7 @@ async fn connect(host: &str, port: u16) -> anyhow::Result<TcpStream> {
                 return Ok(stream);
             }
             Ok(Err(error)) => {
-                last = anyhow::Error::new(error).context(format!("cannot connect to {address}"))
+                last = anyhow::Error::new(error).context(format!("cannot connect to {address}"));
             }
             Err(_) => last = anyhow!("cannot connect to {address} within {} s", CONNECT.as_secs()),
         }

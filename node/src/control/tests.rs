@@ -208,7 +208,7 @@ fn answers_pings_sends_its_own_and_passes_requests_on() {
                 FrameType::Pong => pong = message.payload == b"hello",
                 FrameType::Ping => beat = true,
                 FrameType::NodeUpdate => {
-                    asked = control::parse::<NodeUpdate>(message.kind, &message.payload).unwrap() == update
+                    asked = control::parse::<NodeUpdate>(message.kind, &message.payload).unwrap() == update;
                 }
                 other => panic!("{other:?}"),
             }

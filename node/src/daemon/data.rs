@@ -110,7 +110,7 @@ impl DataThread {
             }
             Report::EchoRefused { id, error } => self.answer_echo(id, Err(error.to_string())),
             Report::Node(Event::EchoReply { id, rtt, path, .. }) => {
-                self.answer_echo(id, Ok(Echo { rtt, path }))
+                self.answer_echo(id, Ok(Echo { rtt, path }));
             }
             other => return Some(other),
         }

@@ -10,11 +10,13 @@
 
 pub(crate) mod data;
 mod serve;
+mod setup;
 pub(crate) mod store;
 mod view;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::IsTerminal as _;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -23,25 +25,24 @@ use anyhow::{Context as _, bail};
 use ipnet::IpNet;
 use meshdp::engine::Prefer;
 use meshdp::engine::node::{Command, Options, Report};
-use meshdp::engine::tls::{Roots, client_config};
-use meshdp::proto::crypto::keys::{MachineKey, NodeKey};
+use meshdp::engine::tls::Roots;
 use meshdp::proto::id::NodeId;
-use meshdp::proto::node::{Event, NodeSettings};
+use meshdp::proto::node::Event;
 use meshdp::proto::wire::control::node::{AuthState, Change, NodeUpdate, Settings as NetworkSettings};
-use meshdp::tun::linux::Device;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use crate::config::{Controller, Settings};
+use crate::config::Settings;
 use crate::control::link::{self, LinkEvent, LinkSettings, Request, SharedIdentity};
 use crate::control::sign_in::{Introduction, News, authorise_advice};
 use crate::ipc::message::ControllerState;
 use crate::ipc::server::{Listener, MAX_CLIENTS};
-use crate::keys::{Keys, create_private_dir, random_secret};
+use crate::keys::{Keys, create_private_dir};
 use crate::system::System;
 use data::DataThread;
+use setup::{localise, node_settings, open_device, tls_config};
 use store::{Owner, Store};
 use view::View;
 
@@ -113,7 +114,7 @@ impl Daemon {
             },
             |config| config.settings.clone(),
         );
-        let device = Device::open(&settings.interface)?;
+        let device = open_device(&settings.interface).await?;
         let system = System::open(device.name()).await?;
         system.bring_up(network.mtu).await?;
         let config_version = config.as_ref().map_or(0, |config| config.version);
@@ -197,9 +198,23 @@ impl Daemon {
                 client = self.listener.accept(), if self.shared.clients.get() < MAX_CLIENTS => {
                     serve::spawn(client, Rc::clone(&self.shared), self.system.routes().iter().copied().collect());
                 }
-                _ = terminate.recv() => return Ok(tracing::info!("stopping on SIGTERM")),
-                _ = interrupt.recv() => return Ok(tracing::info!("stopping on SIGINT")),
-                _ = hangup.recv() => tracing::info!("SIGHUP: settings are read at start only; restart to change them"),
+                _ = terminate.recv() => return {
+                    let _: () = tracing::info!("stopping on SIGTERM");
+                    Ok(())
+                },
+                _ = interrupt.recv() => return {
+                    let _: () = tracing::info!("stopping on SIGINT");
+                    Ok(())
+                },
+                _ = hangup.recv() => {
+                    if std::io::stderr().is_terminal() {
+                        return {
+                            let _: () = tracing::info!("stopping: the terminal is gone");
+                            Ok(())
+                        };
+                    }
+                    tracing::info!("SIGHUP: settings are read at start only; restart to change them");
+                }
                 _ = tick.tick() => self.housekeep(),
             }
         }
@@ -233,7 +248,7 @@ impl Daemon {
             Report::KeyRotated(key) => self.ask(NodeUpdate { node_key: Some(key), ..NodeUpdate::default() }),
             Report::Snapshot { config, pins } => self.keep(config.as_deref(), &pins),
             Report::RelayFailed { relay, error } => {
-                tracing::warn!(relay, error, "no connection to the relay; trying again")
+                tracing::warn!(relay, error, "no connection to the relay; trying again");
             }
             Report::Stopped(Some(error)) => bail!("the data thread has ended: {error}"),
             Report::Stopped(None) => bail!("the data thread has ended"),
@@ -377,7 +392,7 @@ impl Daemon {
                 self.hand_over(Command::Update(update));
             }
             News::Warning(error) => {
-                tracing::warn!(code = error.code.code(), "the controller says: {}", error.message)
+                tracing::warn!(code = error.code.code(), "the controller says: {}", error.message);
             }
         }
     }
@@ -454,58 +469,6 @@ impl Daemon {
         if let Ok(Some((config, pins))) = tokio::time::timeout(Duration::from_secs(1), wait).await {
             self.keep(config.as_deref(), &pins);
         }
-    }
-}
-
-fn node_settings(settings: &Settings, keys: &Keys, store: &Store) -> anyhow::Result<NodeSettings> {
-    Ok(NodeSettings {
-        machine: MachineKey::from_seed(keys.machine().seed())?,
-        node_key: NodeKey::clone(keys.node()),
-        node_key_created: keys.created(),
-        previous_node_key: keys.previous(),
-        aes: has_aes(),
-        seed: *random_secret(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        advertised: settings.advertise_routes.clone(),
-        pins: store.pins(),
-    })
-}
-
-/// Whether AES-256-GCM is the faster cipher here.
-fn has_aes() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq");
-    #[cfg(target_arch = "aarch64")]
-    return std::arch::is_aarch64_feature_detected!("aes");
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    return false;
-}
-
-fn tls_config(controller: &Controller) -> anyhow::Result<Option<std::sync::Arc<rustls::ClientConfig>>> {
-    if !controller.url.tls() {
-        return Ok(None);
-    }
-    let roots = match (&controller.ca_file, controller.tls_pin) {
-        (Some(file), _) => Roots::File(file.clone()),
-        (None, _) => Roots::Native,
-    };
-    let config = match client_config(&roots, controller.tls_pin) {
-        // A machine without a certificate store can still talk to a pinned controller.
-        Err(meshdp::engine::tls::TlsError::NoRoots) if controller.tls_pin.is_some() => {
-            client_config(&Roots::None, controller.tls_pin)
-        }
-        other => other,
-    };
-    Ok(Some(config?))
-}
-
-/// What this machine's settings say over the operator's.
-fn localise(network: &mut NetworkSettings, settings: &Settings) {
-    if let Some(mtu) = settings.mtu {
-        network.mtu = mtu;
-    }
-    if let Some(latency) = settings.latency_report {
-        network.latency_report_s = latency.as_secs();
     }
 }
 

@@ -15,7 +15,7 @@ use crate::ipc::server::Client;
 /// The shortest time between two echoes.
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
 /// The longest a ping may wait for one answer.
-const MAX_TIMEOUT: Duration = Duration::from_secs(60);
+const MAX_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Serves `client` beside everything else. `routes`: what the system routes to us now.
 pub(super) fn spawn(mut client: Client, shared: Rc<Shared>, routes: Vec<IpNet>) {

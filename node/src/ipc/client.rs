@@ -44,14 +44,15 @@ impl Daemon {
             };
             bail!("cannot talk to the daemon at {}: {error}{hint}", path.display());
         }
-        let looked = candidates.iter().map(|path| format!("\n  {}", path.display())).collect::<String>();
+        let looked =
+            candidates.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join("\n  ");
         let others = running();
         let hint = if others.is_empty() {
             "Is edgelink up? Start it with: edgelink up".to_owned()
         } else {
             format!("Others run here: choose with --interface {}", others.join(" or --interface "))
         };
-        bail!("no daemon answers. {hint}\nLooked at:{looked}")
+        bail!("no daemon answers. {hint}\nLooked at:\n  {looked}")
     }
 
     /// Connects to the daemon at `path`.

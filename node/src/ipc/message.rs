@@ -122,6 +122,7 @@ pub(crate) struct Controller {
 
 /// A membership, in [`Status`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(clippy::struct_field_names, reason = "the names are the keys of the JSON")]
 pub(crate) struct Network {
     pub(crate) node_id: NodeId,
     pub(crate) network: String,

@@ -187,7 +187,8 @@ mod tests {
             stream.read_to_string(&mut text).unwrap();
             assert_eq!(text, "{\"answer\":\"stopping\"}\n");
 
-            for nonsense in [&b"\n"[..], b"{\"command\":\"fly\"}\n", b"\xff\xfe\n", &[b'x'; 3 * MAX_REQUEST]]
+            for nonsense in
+                [&b"\n"[..], b"{\"command\":\"fly\"}\n", b"\xff\xfe\n", &vec![b'x'; 3 * MAX_REQUEST]]
             {
                 let mut stream = StdStream::connect(listener.path()).unwrap();
                 stream.set_nonblocking(true).unwrap();

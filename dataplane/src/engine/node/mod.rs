@@ -6,12 +6,14 @@
 //! ```
 //!
 //! [`spawn`] starts it; commands go in through a bounded queue and a waker, reports come out through a callback. Everything slow is elsewhere: the
-//! control channel and the system's addresses and routes are the control side's, and resolving and connecting ([`dial`]) happen on helper
+//! control channel and the system's addresses and routes are the control side's, and resolving and connecting happen on helper
 //! threads, since name resolution blocks. Timers, sessions and path choice are the machine's (`docs/protocol.md` §2, §4).
 
 mod api;
 mod checksum;
 mod dial;
+mod flow;
+mod helper;
 mod relay;
 mod thread;
 

@@ -1,0 +1,245 @@
+//! Frames and packets on their way through the data thread.
+//!
+//! What waits for a relay is bounded in bytes and in age; when the outbox in use fills, reading from the TUN queue pauses, so that the kernel's own queue
+//! discipline decides what to drop.
+
+use super::api::Report;
+use super::checksum::complete;
+use super::relay::Phase;
+use super::thread::{Port, Worker};
+use crate::engine::connection::Incoming;
+use crate::engine::driver::{Driver, RecvBuffer, Token};
+use crate::proto::drop_reason::{DropCounters, DropReason};
+use crate::proto::error::FrameError;
+use crate::proto::id::RelayId;
+use crate::proto::node::{Checksum, Event, Node, Outgoing, Received};
+use crate::proto::time::{Instant, Now};
+use crate::proto::wire::data::{DATA_HEADROOM, DATA_OVERHEAD, VIA_PREFIX_LEN, via_header};
+use crate::proto::wire::frame::{FrameHeader, FrameType, HEADER_LEN};
+
+/// Header and relay id of a VIA frame.
+const VIA_LEN: usize = HEADER_LEN + VIA_PREFIX_LEN;
+
+impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
+    /// A packet from the TUN queue, copied once: into the outbox where it is sealed.
+    pub(super) fn handle_packet(&mut self, buffer: RecvBuffer, now: Now) {
+        let packet = &*self.driver.bytes(&buffer);
+        let mut elsewhere = None;
+        let length = packet.len();
+        let lead = if self.guess.is_some_and(|(_, via)| via.is_some()) { VIA_LEN } else { 0 };
+        if let Some(guess) = self.guess
+            && let Some(link) = self.links.of_relay(guess.0)
+            && let Ok(space) = link.outbox.reserve(lead + DATA_OVERHEAD + length, now.instant)
+        {
+            let (head, body) = space.split_at_mut(lead);
+            body[DATA_HEADROOM..DATA_HEADROOM + length].copy_from_slice(packet);
+            match self.node.handle_packet(body, Checksum::Complete, now) {
+                Outgoing::Send { relay: chosen, via: through, frame } => {
+                    let header = through.map(|id| via_header(id, frame.len()));
+                    if (chosen, through) == guess && frame.start == 0 {
+                        if let Some(Ok(header)) = header {
+                            head.copy_from_slice(&header);
+                        }
+                        link.outbox.commit(lead + frame.end);
+                    } else {
+                        self.scratch.clear();
+                        self.scratch.extend_from_slice(&body[frame]);
+                        elsewhere = Some((chosen, through));
+                    }
+                }
+                Outgoing::Queued | Outgoing::Dropped(_) => {}
+            }
+        } else {
+            self.scratch.clear();
+            self.scratch.resize(DATA_OVERHEAD + length, 0);
+            self.scratch[DATA_HEADROOM..DATA_HEADROOM + length].copy_from_slice(packet);
+            if let Outgoing::Send { relay, via, frame } =
+                self.node.handle_packet(&mut self.scratch, Checksum::Complete, now)
+            {
+                self.scratch.truncate(frame.end);
+                self.scratch.drain(..frame.start);
+                elsewhere = Some((relay, via));
+            }
+        }
+        self.driver.recycle(buffer);
+        if let Some((relay, via)) = elsewhere {
+            self.guess = Some((relay, via));
+            self.push_scratch(relay, via, now);
+        }
+        self.press_back();
+    }
+
+    /// Sends the frame in `scratch` to `relay`.
+    pub(super) fn push_scratch(&mut self, relay: RelayId, via: Option<RelayId>, now: Now) {
+        let Some(link) = self.links.of_relay(relay) else { return self.drops.count(DropReason::NoPath) };
+        let lead = if via.is_some() { VIA_LEN } else { 0 };
+        let Ok(room) = link.outbox.reserve(lead + self.scratch.len(), now.instant) else {
+            return self.drops.count(DropReason::QueueFull);
+        };
+        let (head, body) = room.split_at_mut(lead);
+        if let Some(id) = via {
+            let Ok(header) = via_header(id, self.scratch.len()) else {
+                return self.drops.count(DropReason::TooBig);
+            };
+            head.copy_from_slice(&header);
+        }
+        body.copy_from_slice(&self.scratch);
+        link.outbox.commit(lead + self.scratch.len());
+    }
+
+    /// Stops reading packets while the relay in use has a quarter of its limit waiting.
+    pub(super) fn press_back(&mut self) {
+        let Some((relay, _)) = self.guess else { return };
+        let queued = self.links.of_relay(relay).map_or(0, |link| link.outbox.queued());
+        if let Some(port) = self.port.as_mut().filter(|port| !port.paused && queued > self.limits.queue / 4) {
+            port.paused = true;
+            self.driver.pause(port.token);
+        }
+    }
+
+    pub(super) fn handle_received(&mut self, token: Token, buffer: RecvBuffer, now: Now) {
+        let Some(link) = self.links.get(token) else { return self.driver.recycle(buffer) };
+        let (relay, live) = (link.relay, link.is_live());
+        let (node, port, drops) = (&mut self.node, self.port.as_ref(), &mut self.drops);
+        let mut upgraded = false;
+        let mut failure = None;
+        let result = link.connection.receive(self.driver.bytes(&buffer), &mut |incoming| match incoming {
+            _ if !live || failure.is_some() => {}
+            Incoming::Upgraded(_) => {
+                upgraded = true;
+                node.relay_connected(relay, now);
+            }
+            Incoming::Message(frames) => {
+                failure = walk(node, port, drops, relay, frames, now).err().map(|error| error.to_string());
+            }
+            Incoming::Closed { code } => {
+                failure = Some(code.map_or_else(
+                    || "it closed the connection".to_owned(),
+                    |code| format!("it closed the connection with code {code}"),
+                ));
+            }
+        });
+        self.driver.recycle(buffer);
+        if upgraded {
+            link.phase = Phase::Open;
+        }
+        let failure = result.err().map(|error| error.to_string()).or(failure);
+        if let Some(what) = failure.filter(|_| live) {
+            let name = link.name.clone();
+            self.node.relay_closed(relay, now);
+            self.begin_close(token, "connection failed", now);
+            (self.report)(Report::RelayFailed { relay: name, error: what });
+        }
+    }
+
+    /// Takes everything that the machine has to say.
+    pub(super) fn drain(&mut self, now: Now) {
+        loop {
+            self.scratch.clear();
+            let Some(relay) = self.node.poll_transmit(&mut self.scratch) else { break };
+            let Some(link) = self.links.of_relay(relay) else { continue };
+            let pushed = if is_bulk(&self.scratch) {
+                link.outbox.push(&self.scratch, now.instant)
+            } else {
+                link.outbox.push_urgent(&self.scratch, now.instant)
+            };
+            if pushed.is_err() {
+                self.drops.count(DropReason::QueueFull);
+            }
+        }
+        while let Some(event) = self.node.poll_event() {
+            match event {
+                Event::DialRelay { relay } if self.stopping.is_none() => self.start_dial(relay, now),
+                Event::DialRelay { .. } => {}
+                Event::DropRelay { id, reason } => {
+                    self.dials.retain(|dial| dial.relay.id != id);
+                    if let Some(token) = self.links.of_relay(id).map(|link| link.token) {
+                        self.begin_close(token, reason, now);
+                    }
+                }
+                other => (self.report)(Report::Node(other)),
+            }
+        }
+    }
+
+    /// Gives every stream that can take one its next buffer.
+    pub(super) fn flush(&mut self, now: Now) {
+        let oldest =
+            Instant::from_nanos(now.instant.as_nanos().saturating_sub(self.limits.age.as_nanos() as u64));
+        let mut most_queued = 0;
+        let mut failed = Vec::new();
+        for link in self.links.iter() {
+            if self.driver.can_send(link.token) {
+                match link.connection.take_output(&mut link.outbox) {
+                    Ok(Some(buffer)) => self.driver.send(link.token, buffer),
+                    Ok(None) => {
+                        if let Phase::Closing { shut, .. } = &mut link.phase
+                            && !*shut
+                            && link.connection.is_finished()
+                        {
+                            *shut = true;
+                            self.driver.shutdown(link.token);
+                        }
+                    }
+                    Err(error) => failed.push((link.token, error.to_string())),
+                }
+            } else if link.outbox.queued() > 0 {
+                let dropped = link.outbox.drop_older_than(oldest);
+                self.drops.add(DropReason::QueueAge, dropped.frames as u64);
+            }
+            most_queued = most_queued.max(link.outbox.queued());
+        }
+        for (token, error) in failed {
+            self.driver.close(token);
+            if let Some(link) = self.links.remove(token) {
+                self.lost(*link, error, now);
+            }
+        }
+        if let Some(port) =
+            self.port.as_mut().filter(|port| port.paused && most_queued <= self.limits.queue / 8)
+        {
+            port.paused = false;
+            self.driver.resume(port.token);
+        }
+    }
+}
+
+/// Hands the frames of one message to the machine, and the packets in them to the TUN queue.
+fn walk(
+    node: &mut Node,
+    port: Option<&Port>,
+    drops: &mut DropCounters,
+    relay: RelayId,
+    mut rest: &mut [u8],
+    now: Now,
+) -> Result<(), FrameError> {
+    if rest.is_empty() {
+        return Err(FrameError::Truncated { have: 0, need: HEADER_LEN });
+    }
+    while !rest.is_empty() {
+        let need = FrameHeader::parse(rest)?.frame_len();
+        let have = rest.len();
+        let (frame, tail) = rest.split_at_mut_checked(need).ok_or(FrameError::Truncated { have, need })?;
+        if let Received::Packet { packet, checksum, .. } = node.handle_relay_frame(relay, frame, now) {
+            if checksum == Checksum::Partial {
+                complete(packet);
+            }
+            let written = port.map(|port| rustix::io::write(&port.writer, packet));
+            if !matches!(written, Some(Ok(_))) {
+                drops.count(DropReason::TunFull);
+            }
+        }
+        rest = tail;
+    }
+    Ok(())
+}
+
+/// Whether `frames` are user data, which waits behind handshakes and probes.
+fn is_bulk(frames: &[u8]) -> bool {
+    let kind = |bytes: &[u8]| FrameHeader::parse(bytes).map(|header| header.kind);
+    match kind(frames) {
+        Ok(FrameType::Data) => true,
+        Ok(FrameType::Via) => frames.get(VIA_LEN..).is_some_and(|inner| kind(inner) == Ok(FrameType::Data)),
+        _ => false,
+    }
+}

@@ -1,0 +1,671 @@
+//! The clock, what is on its way, and the shells' work for every machine and relay.
+//!
+//! [`World::run_for`] takes the next thing that happens (a frame arrives, a timer goes off), lets the machine concerned act, and carries away what it
+//! puts out, until the time is up. Everything is drawn from one generator, in a fixed order: the same seed gives the same run.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use meshdp::proto::drop_reason::DropReason;
+use meshdp::proto::id::{NetworkId, NodeId, RelayId};
+use meshdp::proto::node::{Checksum, Event, Outgoing, Received};
+use meshdp::proto::relay::Verdict;
+use meshdp::proto::relay::worker::Purpose;
+use meshdp::proto::time::{Instant, Now, UnixTime};
+use meshdp::proto::wire::control::node::{AdvertisedRoute, ConfigUpdate};
+use meshdp::proto::wire::control::server::{NodeLocations, ServerRegister};
+use meshdp::proto::wire::control::{parse, to_payload};
+use meshdp::proto::wire::data::{DATA_HEADROOM, TAG_LEN, via_header};
+use meshdp::proto::wire::frame::{FrameHeader, FrameType, Frames};
+use rand_chacha::ChaCha20Rng;
+use rand_core::{RngCore, SeedableRng};
+
+use crate::controller::Controller;
+use crate::link::{Connection, End, Quality, below, unit};
+use crate::machine::Machine;
+use crate::model::Model;
+use crate::packet;
+use crate::relay_host::{RelayHost, Task};
+
+/// When the virtual world begins.
+const BEGINNING: UnixTime = UnixTime::from_secs(1_770_000_000);
+/// From anyone to the controller or back.
+const CONTROL_DELAY: Duration = Duration::from_millis(20);
+/// So much may happen without time passing; more is a busy loop.
+const MAX_WITHOUT_TIME: u32 = 200_000;
+
+/// Something that will happen.
+#[derive(Debug)]
+enum Happening {
+    Frame { connection: u64, side: usize, bytes: Vec<u8> },
+    Closed { connection: u64, side: usize },
+    Dialled { machine: usize, relay: RelayId, start: u64 },
+    MeshDialled { from: RelayId, to: RelayId, token: String },
+    RelayToController { relay: RelayId, kind: FrameType, payload: Vec<u8> },
+    ControllerToRelay { relay: RelayId, kind: FrameType, payload: Vec<u8> },
+    Update { machine: usize, update: Box<ConfigUpdate> },
+    WholeConfig { machine: usize },
+}
+
+/// See the [module](self).
+pub struct World {
+    /// Both clocks.
+    pub now: Now,
+    /// Machines, by number.
+    pub machines: Vec<Machine>,
+    /// Relays.
+    pub relays: BTreeMap<RelayId, RelayHost>,
+    /// The controller.
+    pub controller: Controller,
+    /// What may arrive.
+    pub model: Model,
+    /// Of connections made from now on.
+    pub quality: Quality,
+    /// Called for every frame between nodes that a link carries; may change it.
+    pub tap: Option<Tap>,
+    connections: BTreeMap<u64, Connection>,
+    queue: BTreeMap<(Instant, u64), Happening>,
+    serial: u64,
+    next_packet: u64,
+    key_serials: BTreeMap<usize, u64>,
+    rng: ChaCha20Rng,
+}
+
+/// See [`World::tap`].
+pub type Tap = Box<dyn FnMut(&mut Vec<u8>)>;
+
+impl World {
+    /// Empty, over clean links of 10 ms.
+    pub fn new(seed: u64) -> Self {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&seed.to_be_bytes());
+        Self {
+            now: Now { instant: Instant::ZERO, unix: BEGINNING },
+            machines: Vec::new(),
+            relays: BTreeMap::new(),
+            controller: Controller::default(),
+            model: Model::default(),
+            quality: Quality::clean(Duration::from_millis(10)),
+            tap: None,
+            connections: BTreeMap::new(),
+            queue: BTreeMap::new(),
+            serial: 0,
+            next_packet: 0,
+            key_serials: BTreeMap::new(),
+            rng: ChaCha20Rng::from_seed(bytes),
+        }
+    }
+
+    /// A random number.
+    pub fn random(&mut self) -> u64 {
+        self.rng.next_u64()
+    }
+
+    /// The generator that everything is drawn from.
+    pub const fn rng(&self) -> &ChaCha20Rng {
+        &self.rng
+    }
+
+    /// Adds a relay and starts it.
+    pub fn add_relay(&mut self) -> RelayId {
+        let id = RelayId(self.relays.len() as u16 + 1);
+        self.controller.relays.insert(id);
+        self.relays.insert(id, self.new_relay_host());
+        for id in self.relays.keys().copied().collect::<Vec<_>>() {
+            self.register_relay(id);
+        }
+        id
+    }
+
+    fn new_relay_host(&self) -> RelayHost {
+        RelayHost::new(self.rng.clone(), self.now)
+    }
+
+    /// Adds a machine, stopped and in no network.
+    pub fn add_machine(&mut self, aes: bool, advertised: Vec<AdvertisedRoute>) -> usize {
+        let number = self.machines.len();
+        self.machines.push(Machine::new(number, aes, self.now.unix.as_secs(), advertised));
+        number
+    }
+
+    /// Has a machine join a network; its peers are told.
+    pub fn join(&mut self, machine: usize, network: NetworkId) -> NodeId {
+        let key = self.machines[machine].machine_key();
+        let serial = self.key_serials.get(&machine).copied().unwrap_or(0);
+        let public = Machine::make_node_key(machine, serial).public();
+        let node_key = key.sign_node_key(public, self.now.unix.as_secs());
+        let id = self.controller.join(machine, network, key.public(), node_key);
+        self.everyone_anew();
+        id
+    }
+
+    /// Everyone gets a whole configuration.
+    pub fn everyone_anew(&mut self) {
+        for machine in 0..self.machines.len() {
+            self.later(CONTROL_DELAY, Happening::WholeConfig { machine });
+        }
+        for id in self.relays.keys().copied().collect::<Vec<_>>() {
+            self.configure_relay(id);
+        }
+    }
+
+    /// Starts a machine; the controller sends it its configuration.
+    pub fn start(&mut self, machine: usize) {
+        let mut seed = [0; 32];
+        self.rng.fill_bytes(&mut seed);
+        self.machines[machine].start(seed, self.now);
+        self.later(CONTROL_DELAY, Happening::WholeConfig { machine });
+        self.drain_machine(machine);
+    }
+
+    /// Starts all machines.
+    pub fn start_all(&mut self) {
+        for machine in 0..self.machines.len() {
+            self.start(machine);
+        }
+    }
+
+    /// Kills a machine: what it had saved survives.
+    pub fn stop(&mut self, machine: usize) {
+        self.machines[machine].save();
+        self.machines[machine].node = None;
+        for connection in std::mem::take(&mut self.machines[machine].connections).into_values() {
+            self.close(connection, 0);
+        }
+    }
+
+    /// Kills a relay: its connections break.
+    pub fn kill_relay(&mut self, relay: RelayId) {
+        let Some(host) = self.relays.get_mut(&relay) else { return };
+        host.up = false;
+        for (conn, connection) in std::mem::take(&mut host.connections) {
+            let side = self.side_of(connection, End::Relay(relay, conn));
+            self.close(connection, side);
+        }
+    }
+
+    /// Starts a killed relay, without any memory.
+    pub fn restart_relay(&mut self, relay: RelayId) {
+        let host = self.new_relay_host();
+        self.relays.insert(relay, host);
+        self.register_relay(relay);
+    }
+
+    /// From now on nothing passes on a relay's connections, and nobody is told.
+    pub fn swallow(&mut self, relay: RelayId) {
+        for connection in self.connections.values_mut() {
+            if connection.ends.iter().any(|end| matches!(end, End::Relay(id, _) if *id == relay)) {
+                connection.black_hole = true;
+            }
+        }
+        if let Some(host) = self.relays.get_mut(&relay) {
+            host.up = false;
+        }
+    }
+
+    /// Changes links that are there and those to come.
+    pub fn set_quality(&mut self, quality: Quality) {
+        self.quality = quality;
+        for connection in self.connections.values_mut() {
+            connection.quality = quality;
+        }
+    }
+
+    /// Changes a machine's link to one relay.
+    pub fn set_link(&mut self, machine: usize, relay: RelayId, quality: Quality) {
+        if let Some(number) = self.machines[machine].connections.get(&relay) {
+            if let Some(connection) = self.connections.get_mut(number) {
+                connection.quality = quality;
+            }
+        }
+    }
+
+    /// Gives a machine a new node_key; the controller spreads it.
+    pub fn rotate(&mut self, machine: usize) {
+        let serial = self.key_serials.entry(machine).or_default();
+        *serial += 1;
+        let key = Machine::make_node_key(machine, *serial);
+        let created = self.now.unix.as_secs();
+        let Some(node) = &mut self.machines[machine].node else { return };
+        let signed = node.rotate_node_key(key.clone(), created, self.now);
+        self.machines[machine].keep_node_key(key, created);
+        self.machines[machine].save();
+        self.controller.set_node_key(machine, &signed);
+        for id in self.controller.of_machine(machine) {
+            self.spread(id, CONTROL_DELAY * 2);
+        }
+        self.drain_machine(machine);
+    }
+
+    /// Tells everyone about a node.
+    pub fn spread(&mut self, id: NodeId, delay: Duration) {
+        for (machine, update) in self.controller.about(id) {
+            self.later(delay, Happening::Update { machine, update: Box::new(update) });
+        }
+    }
+
+    /// Sends a numbered packet from one node to another's address; the model expects it there.
+    pub fn send(&mut self, from: NodeId, to: NodeId, six: bool) -> u64 {
+        let destination = self.controller.members[&to].addresses[usize::from(six)];
+        self.send_to(from, destination, Some(to), 1000)
+    }
+
+    /// Sends a numbered packet to any address; `expected`: where it may arrive.
+    pub fn send_to(&mut self, from: NodeId, destination: IpAddr, expected: Option<NodeId>, port: u16) -> u64 {
+        let source = self.controller.members[&from].addresses[usize::from(destination.is_ipv6())];
+        self.send_as(from, source, destination, expected, port)
+    }
+
+    /// Sends a numbered packet with any source.
+    pub fn send_as(
+        &mut self,
+        from: NodeId,
+        source: IpAddr,
+        destination: IpAddr,
+        expected: Option<NodeId>,
+        port: u16,
+    ) -> u64 {
+        self.next_packet += 1;
+        let id = self.next_packet;
+        let padding = (self.rng.next_u64() % 1200) as usize;
+        let bytes = packet::udp(source, destination, (port, 9), id, padding);
+        self.model.sent(id, bytes.clone(), from, expected);
+        let machine = self.controller.members[&from].machine;
+        let mut buffer = [&[0; DATA_HEADROOM], bytes.as_slice(), &[0; TAG_LEN]].concat();
+        let Some(node) = &mut self.machines[machine].node else { return id };
+        if let Outgoing::Send { relay, via, frame } =
+            node.handle_packet(&mut buffer, Checksum::Complete, self.now)
+        {
+            let frame = &buffer[frame];
+            let message = match via.and_then(|via| via_header(via, frame.len()).ok()) {
+                Some(header) => [header.as_slice(), frame].concat(),
+                None => frame.to_vec(),
+            };
+            self.transmit(machine, relay, message);
+        }
+        self.drain_machine(machine);
+        id
+    }
+
+    /// Hands a frame to a machine as if `relay` had delivered it now.
+    pub fn inject(&mut self, machine: usize, relay: RelayId, mut frame: Vec<u8>) {
+        self.deliver_to_machine(machine, relay, &mut frame);
+        self.drain_machine(machine);
+    }
+
+    /// How often a machine dropped something for a reason.
+    pub fn drops(&self, machine: usize, reason: DropReason) -> u64 {
+        self.machines[machine].node().drops().of(reason)
+    }
+
+    /// Lets time pass.
+    ///
+    /// # Panics
+    /// When something happens over and over without time passing.
+    pub fn run_for(&mut self, time: Duration) {
+        let end = self.now.instant + time;
+        let mut without_time = 0;
+        while let Some((next, why)) = self.next().filter(|(next, _)| *next <= end) {
+            if next > self.now.instant {
+                self.pass_to(next);
+                without_time = 0;
+            }
+            without_time += 1;
+            assert!(without_time < MAX_WITHOUT_TIME, "busy loop at {:?}: {why}", self.now.instant);
+            self.act();
+        }
+        self.pass_to(end);
+    }
+
+    fn pass_to(&mut self, instant: Instant) {
+        let passed = instant.saturating_since(self.now.instant);
+        self.now = Now { instant: self.now.instant + passed, unix: self.now.unix + passed };
+    }
+
+    fn next(&self) -> Option<(Instant, &'static str)> {
+        let queued = self.queue.keys().next().map(|(at, _)| (*at, "on its way"));
+        let nodes = self.machines.iter().filter_map(|machine| machine.node.as_ref()?.poll_timeout());
+        let relays = self.relays.values().filter(|host| host.up).filter_map(RelayHost::poll_timeout);
+        nodes.chain(relays.map(|at| (at, "relay"))).chain(queued).min()
+    }
+
+    fn act(&mut self) {
+        let now = self.now.instant;
+        while let Some(entry) = self.queue.first_entry().filter(|entry| entry.key().0 <= now) {
+            let happening = entry.remove();
+            self.happen(happening);
+        }
+        for machine in 0..self.machines.len() {
+            let Some(node) = &mut self.machines[machine].node else { continue };
+            if node.poll_timeout().is_some_and(|(at, _)| at <= now) {
+                node.handle_timeout(self.now);
+                self.drain_machine(machine);
+            }
+        }
+        for relay in self.relays.keys().copied().collect::<Vec<_>>() {
+            let Some(host) = self.relays.get_mut(&relay).filter(|host| host.up) else { continue };
+            if host.poll_timeout().is_some_and(|at| at <= now) {
+                host.worker.handle_timeout(self.now);
+                self.drain_relay(relay);
+            }
+        }
+    }
+
+    fn later(&mut self, delay: Duration, happening: Happening) {
+        self.serial += 1;
+        self.queue.insert((self.now.instant + delay, self.serial), happening);
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::Frame { connection, side, bytes } => self.frame_arrives(connection, side, bytes),
+            Happening::Closed { connection, side } => self.close_arrives(connection, side),
+            Happening::Dialled { machine, relay, start } => self.dialled(machine, relay, start),
+            Happening::MeshDialled { from, to, token } => self.mesh_dialled(from, to, token),
+            Happening::RelayToController { relay, kind, payload } => {
+                self.controller_hears(relay, kind, &payload)
+            }
+            Happening::ControllerToRelay { relay, kind, payload } => {
+                if let Some(host) = self.relays.get_mut(&relay).filter(|host| host.up) {
+                    host.hub
+                        .handle_control(kind, &payload, self.now)
+                        .expect("the controller speaks the protocol");
+                    self.drain_relay(relay);
+                }
+            }
+            Happening::Update { machine, update } => {
+                if let Some(node) = &mut self.machines[machine].node {
+                    if node.apply_update(*update, self.now).is_err() {
+                        self.later(CONTROL_DELAY * 2, Happening::WholeConfig { machine });
+                    }
+                    self.drain_machine(machine);
+                }
+            }
+            Happening::WholeConfig { machine } => {
+                let config = self.controller.config(machine, self.now);
+                if let Some(node) = &mut self.machines[machine].node {
+                    node.apply_config(config, self.now);
+                    self.machines[machine].save();
+                    self.drain_machine(machine);
+                }
+            }
+        }
+    }
+
+    /// Carries away what a machine has put out.
+    pub fn drain_machine(&mut self, machine: usize) {
+        let mut buffer = Vec::new();
+        while let Some(relay) = self.machines[machine].node.as_mut().and_then(|node| {
+            buffer.clear();
+            node.poll_transmit(&mut buffer)
+        }) {
+            self.transmit(machine, relay, buffer.clone());
+        }
+        while let Some(event) = self.machines[machine].node.as_mut().and_then(|node| node.poll_event()) {
+            match event {
+                Event::DialRelay { relay } => {
+                    let start = self.machines[machine].starts;
+                    let delay = self.quality.delay * 4;
+                    self.later(delay, Happening::Dialled { machine, relay: relay.id, start });
+                }
+                Event::DropRelay { id, .. } => {
+                    if let Some(connection) = self.machines[machine].connections.remove(&id) {
+                        self.close(connection, 0);
+                    }
+                    self.machines[machine].note(event);
+                }
+                Event::NeedTokens => {
+                    let update = Box::new(self.controller.tokens(machine, self.now));
+                    self.later(CONTROL_DELAY * 2, Happening::Update { machine, update });
+                }
+                other => self.machines[machine].note(other),
+            }
+        }
+    }
+
+    fn drain_relay(&mut self, relay: RelayId) {
+        let Some(host) = self.relays.get_mut(&relay).filter(|host| host.up) else { return };
+        for task in host.tasks(self.now) {
+            match task {
+                Task::Send(conn, frame) => self.relay_sends(relay, conn, frame),
+                Task::Close(conn) => {
+                    let connection =
+                        self.relays.get_mut(&relay).and_then(|host| host.connections.remove(&conn));
+                    if let Some(connection) = connection {
+                        let side = self.side_of(connection, End::Relay(relay, conn));
+                        self.close(connection, side);
+                    }
+                }
+                Task::Dial(dial) => {
+                    let happening = Happening::MeshDialled { from: relay, to: dial.relay, token: dial.token };
+                    self.later(self.quality.delay * 4, happening);
+                }
+                Task::Control(kind, payload) => {
+                    self.later(CONTROL_DELAY, Happening::RelayToController { relay, kind, payload });
+                }
+            }
+        }
+    }
+
+    fn transmit(&mut self, machine: usize, relay: RelayId, message: Vec<u8>) {
+        let Some(connection) = self.machines[machine].connections.get(&relay).copied() else { return };
+        for frame in Frames::new(&message) {
+            let frame = frame.expect("nodes send whole frames").bytes.to_vec();
+            self.carry(connection, 0, frame);
+        }
+    }
+
+    fn relay_sends(&mut self, relay: RelayId, conn: meshdp::proto::relay::ConnId, frame: Vec<u8>) {
+        let connection = self.relays.get(&relay).and_then(|host| host.connections.get(&conn).copied());
+        if let Some(connection) = connection {
+            let side = self.side_of(connection, End::Relay(relay, conn));
+            self.carry(connection, side, frame);
+        }
+    }
+
+    /// Puts a frame on a link.
+    fn carry(&mut self, number: u64, side: usize, mut bytes: Vec<u8>) {
+        let Some(connection) = self.connections.get_mut(&number).filter(|connection| !connection.black_hole)
+        else {
+            return;
+        };
+        let kind = FrameHeader::parse(&bytes).expect("only frames travel").kind;
+        let Quality { delay, loss, duplication, jitter } = connection.quality;
+        if !kind.is_routed() && kind != FrameType::Via {
+            let at = (self.now.instant + delay).max(connection.last[side]);
+            connection.last[side] = at;
+            let delay = at.saturating_since(self.now.instant);
+            return self.later(delay, Happening::Frame { connection: number, side, bytes });
+        }
+        if let Some(tap) = &mut self.tap {
+            tap(&mut bytes);
+        }
+        let copies = 1 + usize::from(unit(&mut self.rng) < duplication);
+        for _ in 0..copies {
+            if unit(&mut self.rng) >= loss {
+                let delay = delay + below(&mut self.rng, jitter);
+                self.later(delay, Happening::Frame { connection: number, side, bytes: bytes.clone() });
+            }
+        }
+    }
+
+    /// One side ends a connection; the other hears of it after all that was sent before.
+    fn close(&mut self, number: u64, side: usize) {
+        let Some(connection) = self.connections.get(&number) else { return };
+        if connection.black_hole {
+            return;
+        }
+        let Quality { delay, jitter, .. } = connection.quality;
+        self.later(delay + jitter, Happening::Closed { connection: number, side });
+    }
+
+    fn side_of(&self, number: u64, end: End) -> usize {
+        usize::from(self.connections.get(&number).is_none_or(|connection| connection.ends[0] != end))
+    }
+
+    fn frame_arrives(&mut self, number: u64, side: usize, mut bytes: Vec<u8>) {
+        let Some(connection) = self.connections.get(&number).filter(|c| !c.black_hole) else { return };
+        match connection.ends[1 - side] {
+            End::Machine(machine) => {
+                let End::Relay(relay, _) = connection.ends[side] else { return };
+                if self.machines[machine].connections.get(&relay) == Some(&number) {
+                    self.deliver_to_machine(machine, relay, &mut bytes);
+                    self.drain_machine(machine);
+                }
+            }
+            End::Relay(relay, conn) => {
+                let Some(host) = self.relays.get_mut(&relay).filter(|host| host.up) else { return };
+                if host.connections.get(&conn) != Some(&number) {
+                    return;
+                }
+                let mut forwarded = Vec::new();
+                host.worker.handle_message(conn, &bytes, self.now, |verdict, frame| match verdict {
+                    Verdict::Local(conn) | Verdict::MeshLink(conn) => forwarded.push((conn, frame.to_vec())),
+                    Verdict::Worker(..) | Verdict::Drop(_) => {}
+                });
+                for (conn, frame) in forwarded {
+                    self.relay_sends(relay, conn, frame);
+                }
+                self.drain_relay(relay);
+            }
+        }
+    }
+
+    fn deliver_to_machine(&mut self, machine: usize, relay: RelayId, bytes: &mut [u8]) {
+        let Some(node) = &mut self.machines[machine].node else { return };
+        if let Received::Packet { packet, from, to, .. } = node.handle_relay_frame(relay, bytes, self.now) {
+            self.model.delivered(packet, from, to);
+        }
+    }
+
+    fn close_arrives(&mut self, number: u64, side: usize) {
+        let Some(connection) = self.connections.remove(&number) else { return };
+        match connection.ends[1 - side] {
+            End::Machine(machine) => {
+                let End::Relay(relay, _) = connection.ends[side] else { return };
+                let machine_state = &mut self.machines[machine];
+                if machine_state.connections.get(&relay) == Some(&number) {
+                    machine_state.connections.remove(&relay);
+                    if let Some(node) = &mut machine_state.node {
+                        node.relay_closed(relay, self.now);
+                        self.drain_machine(machine);
+                    }
+                }
+            }
+            End::Relay(relay, conn) => {
+                let Some(host) = self.relays.get_mut(&relay).filter(|host| host.up) else { return };
+                if host.connections.get(&conn) == Some(&number) {
+                    host.connections.remove(&conn);
+                    host.worker.closed(conn);
+                    self.drain_relay(relay);
+                }
+            }
+        }
+    }
+
+    fn dialled(&mut self, machine: usize, relay: RelayId, start: u64) {
+        if self.machines[machine].starts != start || self.machines[machine].node.is_none() {
+            return;
+        }
+        let conn = self.accept(relay);
+        let Some(node) = &mut self.machines[machine].node else { return };
+        let Some(conn) = conn else {
+            node.relay_closed(relay, self.now);
+            return self.drain_machine(machine);
+        };
+        let number = self.connect(End::Machine(machine), End::Relay(relay, conn));
+        if let Some(host) = self.relays.get_mut(&relay) {
+            host.connections.insert(conn, number);
+            host.worker.upgraded(conn, Purpose::Data);
+        }
+        self.machines[machine].connections.insert(relay, number);
+        if let Some(node) = &mut self.machines[machine].node {
+            node.relay_connected(relay, self.now);
+        }
+        self.drain_machine(machine);
+        self.drain_relay(relay);
+    }
+
+    fn mesh_dialled(&mut self, from: RelayId, to: RelayId, token: String) {
+        if !self.relays.get(&from).is_some_and(|host| host.up) {
+            return;
+        }
+        let accepted = self.accept(to);
+        let (Some(accepted), Some(dialled)) = (accepted, self.accept(from)) else {
+            if let Some(host) = self.relays.get_mut(&from) {
+                host.hub.dial_failed(to, self.now.instant);
+            }
+            return self.drain_relay(from);
+        };
+        let number = self.connect(End::Relay(from, dialled), End::Relay(to, accepted));
+        let purposes =
+            [(from, dialled, Purpose::MeshOut { relay: to, token }), (to, accepted, Purpose::MeshIn)];
+        for (relay, conn, purpose) in purposes {
+            if let Some(host) = self.relays.get_mut(&relay) {
+                host.connections.insert(conn, number);
+                host.worker.upgraded(conn, purpose);
+            }
+        }
+        self.drain_relay(from);
+        self.drain_relay(to);
+    }
+
+    /// A relay's name for a connection, if it runs and takes it.
+    fn accept(&mut self, relay: RelayId) -> Option<meshdp::proto::relay::ConnId> {
+        let host = self.relays.get_mut(&relay).filter(|host| host.up)?;
+        let conn = host.new_conn();
+        host.worker.open(conn, [192, 0, 2, 1].into(), self.now.instant).ok()?;
+        Some(conn)
+    }
+
+    fn connect(&mut self, one: End, other: End) -> u64 {
+        self.serial += 1;
+        let connection = Connection {
+            ends: [one, other],
+            quality: self.quality,
+            last: [self.now.instant; 2],
+            black_hole: false,
+        };
+        self.connections.insert(self.serial, connection);
+        self.serial
+    }
+
+    fn register_relay(&mut self, relay: RelayId) {
+        self.configure_relay(relay);
+        if let Some(host) = self.relays.get_mut(&relay) {
+            host.hub.controller_connected();
+        }
+        self.drain_relay(relay);
+    }
+
+    fn configure_relay(&mut self, relay: RelayId) {
+        let config = self.controller.relay_config(relay, self.now);
+        let happening =
+            Happening::ControllerToRelay { relay, kind: FrameType::Config, payload: to_payload(&config) };
+        self.later(CONTROL_DELAY, happening);
+    }
+
+    fn controller_hears(&mut self, relay: RelayId, kind: FrameType, payload: &[u8]) {
+        let changed: BTreeSet<NodeId> = match kind {
+            FrameType::ServerRegister => {
+                let said: ServerRegister = parse(kind, payload).expect("relays speak the protocol");
+                self.controller.registered(relay, &said.nodes).into_iter().collect()
+            }
+            FrameType::ServerNodeLoc => {
+                let said: NodeLocations = parse(kind, payload).expect("relays speak the protocol");
+                let (tell, changed) = self.controller.located(relay, &said);
+                for other in self.relays.keys().copied().collect::<Vec<_>>() {
+                    let payload = to_payload(&tell);
+                    let kind = FrameType::ServerNodeLoc;
+                    self.later(CONTROL_DELAY, Happening::ControllerToRelay { relay: other, kind, payload });
+                }
+                changed.into_iter().collect()
+            }
+            _ => return,
+        };
+        for id in changed {
+            self.spread(id, CONTROL_DELAY);
+        }
+    }
+}

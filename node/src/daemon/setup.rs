@@ -1,0 +1,92 @@
+//! What the daemon is put together from: settings, keys and files become the options of its parts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::bail;
+use meshdp::engine::tls::{Roots, TlsError, client_config};
+use meshdp::proto::crypto::keys::{MachineKey, NodeKey};
+use meshdp::proto::node::NodeSettings;
+use meshdp::proto::wire::control::node::Settings as NetworkSettings;
+use meshdp::tun::linux::{Device, TunError};
+use rustls::ClientConfig;
+use tokio::time::{Instant, sleep};
+
+use super::store::Store;
+use crate::config::{Controller, Settings};
+use crate::keys::{Keys, random_secret};
+
+/// How long the kernel may take to give up a killed owner's device.
+const FREED: Duration = Duration::from_secs(3);
+
+/// Opens the TUN device. A device whose owner was killed is given up by the kernel a moment later (io_uring's teardown is deferred), so a name that is
+/// taken is asked for again for a while.
+pub(super) async fn open_device(name: &str) -> anyhow::Result<Device> {
+    let end = Instant::now() + FREED;
+    loop {
+        match Device::open(name) {
+            Ok(device) => return Ok(device),
+            Err(TunError::Busy { .. }) if Instant::now() < end => sleep(Duration::from_millis(50)).await,
+            Err(TunError::Busy { name }) => bail!(
+                "the interface {name} is in use by another program. `ip tuntap show` lists such interfaces; choose another name with --interface"
+            ),
+            Err(TunError::Permission { name }) => bail!(
+                "no permission to make the interface {name}. Run as root, or give the program the right once with: sudo setcap cap_net_admin+ep \
+                 $(command -v edgelink)"
+            ),
+            Err(other) => return Err(other.into()),
+        }
+    }
+}
+
+pub(super) fn node_settings(settings: &Settings, keys: &Keys, store: &Store) -> anyhow::Result<NodeSettings> {
+    Ok(NodeSettings {
+        machine: MachineKey::from_seed(keys.machine().seed())?,
+        node_key: NodeKey::clone(keys.node()),
+        node_key_created: keys.created(),
+        previous_node_key: keys.previous(),
+        aes: has_aes(),
+        seed: *random_secret(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        advertised: settings.advertise_routes.clone(),
+        pins: store.pins(),
+    })
+}
+
+/// Whether AES-256-GCM is the faster cipher here.
+fn has_aes() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
+}
+
+pub(super) fn tls_config(controller: &Controller) -> anyhow::Result<Option<Arc<ClientConfig>>> {
+    if !controller.url.tls() {
+        return Ok(None);
+    }
+    let roots = match (&controller.ca_file, controller.tls_pin) {
+        (Some(file), _) => Roots::File(file.clone()),
+        (None, _) => Roots::Native,
+    };
+    let config = match client_config(&roots, controller.tls_pin) {
+        // A machine without a certificate store can still talk to a pinned controller.
+        Err(TlsError::NoRoots) if controller.tls_pin.is_some() => {
+            client_config(&Roots::None, controller.tls_pin)
+        }
+        other => other,
+    };
+    Ok(Some(config?))
+}
+
+/// What this machine's settings say over the operator's.
+pub(super) fn localise(network: &mut NetworkSettings, settings: &Settings) {
+    if let Some(mtu) = settings.mtu {
+        network.mtu = mtu;
+    }
+    if let Some(latency) = settings.latency_report {
+        network.latency_report_s = latency.as_secs();
+    }
+}

@@ -1,0 +1,295 @@
+//! Two data threads with TUN devices in memory, and a small relay between them, all on real sockets.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod support;
+
+use std::net::Ipv4Addr;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use meshdp::engine::Prefer;
+use meshdp::engine::node::{Command, Handle, Options, Report, spawn};
+use meshdp::engine::tls::Roots;
+use meshdp::proto::crypto::keys::{MachineKey, NodeKey};
+use meshdp::proto::id::{NetworkId, NodeId, RelayId};
+use meshdp::proto::node::{Event, NodeSettings, NodeStatus};
+use meshdp::proto::wire::control::node::{Config, Membership, Network, Paths, Peer, Relay, Settings};
+use meshdp::proto::wire::frame::FrameType;
+use meshdp::tun::Tun as _;
+use meshdp::tun::memory::{self, End};
+
+use support::TestRelay;
+
+/// Everything in these tests takes milliseconds.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A node without a network interface.
+struct TestNode {
+    id: u32,
+    handle: Handle,
+    reports: Receiver<Report>,
+    tun: End,
+}
+
+impl TestNode {
+    fn start(id: u32, config: Option<Config>, driver: Prefer) -> Self {
+        let (inside, outside) = memory::pair().unwrap();
+        let (out, reports) = channel();
+        let options = Options {
+            node: NodeSettings {
+                machine: machine(id),
+                node_key: node_key(id),
+                node_key_created: 1_770_000_000,
+                previous_node_key: None,
+                aes: true,
+                seed: [id as u8; 32],
+                version: "test".to_owned(),
+                advertised: Vec::new(),
+                pins: Vec::new(),
+            },
+            config,
+            driver,
+            roots: Roots::None,
+        };
+        let handle = spawn(options, Some(inside), move |report| drop(out.send(report))).unwrap();
+        Self { id, handle, reports, tun: outside }
+    }
+
+    /// The first report that `pick` takes.
+    fn wait<T>(&self, mut pick: impl FnMut(Report) -> Option<T>) -> T {
+        let end = Instant::now() + LIMIT;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let report = self
+                .reports
+                .recv_timeout(left)
+                .unwrap_or_else(|_| panic!("node {}: nothing of the kind came", self.id));
+            if let Some(found) = pick(report) {
+                return found;
+            }
+        }
+    }
+
+    fn wait_ready(&self, relay: u16) {
+        self.wait(|report| {
+            matches!(report, Report::Node(Event::RelayState { relay: id, ready: true }) if id == RelayId(relay)).then_some(())
+        });
+    }
+
+    fn status(&self) -> NodeStatus {
+        self.handle.send(Command::Status { id: 1 }).unwrap();
+        self.wait(|report| match report {
+            Report::Status { status, .. } => Some(*status),
+            _ => None,
+        })
+    }
+
+    fn send(&mut self, packet: &[u8]) {
+        assert_eq!(self.tun.write_batch(&[packet]).unwrap(), 1);
+    }
+
+    /// Packets that come out of this node's TUN device until `enough` says so.
+    fn receive(&mut self, enough: impl Fn(&[Vec<u8>]) -> bool) -> Vec<Vec<u8>> {
+        let end = Instant::now() + LIMIT;
+        let mut packets = Vec::new();
+        while !enough(&packets) {
+            assert!(Instant::now() < end, "node {}: only {} packets came", self.id, packets.len());
+            if self.tun.read_batch(64, &mut |packet| packets.push(packet.to_vec())).unwrap() == 0 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        packets
+    }
+}
+
+fn machine(id: u32) -> MachineKey {
+    MachineKey::from_seed(&[id as u8; 32]).unwrap()
+}
+
+fn node_key(id: u32) -> NodeKey {
+    NodeKey::from_private([100 + id as u8; 32]).unwrap()
+}
+
+fn address(id: u32) -> Ipv4Addr {
+    Ipv4Addr::new(10, 0, 1, id as u8)
+}
+
+fn config(own: u32, other: u32, relays: &[&TestRelay]) -> Config {
+    let ids: Vec<RelayId> = relays.iter().map(|relay| RelayId(relay.id)).collect();
+    Config {
+        version: 1,
+        memberships: vec![Membership {
+            node_id: NodeId(own),
+            name: format!("node-{own}"),
+            network: Network {
+                id: NetworkId(1),
+                name: "default".to_owned(),
+                subnet4: Some("10.0.1.0/24".parse().unwrap()),
+                subnet6: None,
+            },
+            addresses: vec![format!("{}/24", address(own)).parse().unwrap()],
+            relay_token: own.to_string(),
+            relay_token_expires: 4_000_000_000,
+            peers: vec![Peer {
+                node_id: NodeId(other),
+                name: format!("node-{other}"),
+                machine_key: machine(other).public(),
+                node_key: Some(machine(other).sign_node_key(node_key(other).public(), 1_770_000_000)),
+                addresses: vec![address(other).into()],
+                online: true,
+                relays: ids.clone(),
+                path: Paths { best: ids.first().map(|&id| vec![id]), second: None },
+            }],
+            routes: Vec::new(),
+        }],
+        relays: relays.iter().map(|relay| relay.entry()).collect(),
+        settings: Settings::default(),
+    }
+}
+
+/// An IPv4 UDP packet without checksum.
+fn packet(from: u32, to: u32, payload: &[u8]) -> Vec<u8> {
+    let length = (28 + payload.len()) as u16;
+    let mut packet = vec![0x45, 0, (length >> 8) as u8, length as u8, 0, 0, 0, 0, 64, 17, 0, 0];
+    packet.extend_from_slice(&address(from).octets());
+    packet.extend_from_slice(&address(to).octets());
+    let udp = length - 20;
+    packet.extend_from_slice(&[0x30, 0x39, 0x30, 0x39, (udp >> 8) as u8, udp as u8, 0, 0]);
+    packet.extend_from_slice(payload);
+    packet
+}
+
+fn both_drivers(test: impl Fn(Prefer)) {
+    test(Prefer::Epoll);
+    match meshdp::engine::open(Prefer::Uring) {
+        Ok(_) => test(Prefer::Uring),
+        Err(error) => println!("SKIPPED with io_uring: {error}"),
+    }
+}
+
+#[test]
+fn packets_echoes_and_nothing_readable_go_over_the_relay() {
+    both_drivers(|driver| {
+        let relay = TestRelay::start(1);
+        let mut one = TestNode::start(1, Some(config(1, 2, &[&relay])), driver);
+        let mut two = TestNode::start(2, Some(config(2, 1, &[&relay])), driver);
+        one.wait_ready(1);
+        two.wait_ready(1);
+
+        let secret = b"the quick brown fox jumps over the lazy dog";
+        one.send(&packet(1, 2, secret));
+        assert_eq!(two.receive(|packets| !packets.is_empty()), [packet(1, 2, secret)]);
+        two.send(&packet(2, 1, secret));
+        assert_eq!(one.receive(|packets| !packets.is_empty()), [packet(2, 1, secret)]);
+        assert!(!relay.has_seen(secret) && relay.has_seen(b"\"kind\":\"relay\""));
+
+        let many: Vec<Vec<u8>> =
+            (0..100u32).map(|n| packet(1, 2, &[&n.to_be_bytes()[..], &[7; 1300]].concat())).collect();
+        // The queue of a socket pair may hold as few as ten.
+        for burst in many.chunks(5) {
+            for packet in burst {
+                one.send(packet);
+            }
+            assert_eq!(two.receive(|packets| packets.len() >= burst.len()), burst);
+        }
+
+        one.handle.send(Command::Echo { to: NodeId(2), id: 77, size: 64 }).unwrap();
+        let rtt = one.wait(|report| match report {
+            Report::Node(Event::EchoReply { id: 77, rtt, .. }) => Some(rtt),
+            _ => None,
+        });
+        assert!(rtt < Duration::from_secs(1));
+        let status = one.status();
+        assert_eq!(status.peers[0].session, "established");
+        assert_eq!(two.status().peers[0].rx_packets, 101);
+        assert_eq!(status.relays[0].state, "ready");
+        one.handle.stop();
+        two.handle.stop();
+    });
+}
+
+#[test]
+fn a_packet_that_came_before_the_session_arrives_after_it() {
+    let relay = TestRelay::start(1);
+    let mut one = TestNode::start(1, Some(config(1, 2, &[&relay])), Prefer::Epoll);
+    one.wait_ready(1);
+    one.send(&packet(1, 2, b"early"));
+    let mut two = TestNode::start(2, Some(config(2, 1, &[&relay])), Prefer::Epoll);
+    assert_eq!(two.receive(|packets| !packets.is_empty()), [packet(1, 2, b"early")]);
+}
+
+#[test]
+fn the_other_relay_takes_over_when_one_is_gone() {
+    let first = TestRelay::start(1);
+    let second = TestRelay::start(2);
+    let mut one = TestNode::start(1, Some(config(1, 2, &[&first, &second])), Prefer::Epoll);
+    let mut two = TestNode::start(2, Some(config(2, 1, &[&first, &second])), Prefer::Epoll);
+    for node in [&one, &two] {
+        let mut ready = 0;
+        node.wait(|report| {
+            ready += u32::from(matches!(report, Report::Node(Event::RelayState { ready: true, .. })));
+            (ready == 2).then_some(())
+        });
+    }
+    one.send(&packet(1, 2, b"before"));
+    two.receive(|packets| !packets.is_empty());
+    drop(first);
+    let failed = one.wait(|report| match report {
+        Report::RelayFailed { relay, .. } => Some(relay),
+        _ => None,
+    });
+    assert_eq!(failed, "relay-1");
+    one.send(&packet(1, 2, b"after"));
+    assert_eq!(two.receive(|packets| !packets.is_empty()), [packet(1, 2, b"after")]);
+    assert!(second.has_seen(&[FrameType::Data as u8]));
+}
+
+#[test]
+fn a_relay_that_cannot_be_reached_is_reported_and_disturbs_nobody() {
+    let relay = TestRelay::start(1);
+    let mut config = config(1, 2, &[&relay]);
+    for (id, url) in
+        [(2, "wss://127.0.0.1:1/ws/data"), (3, "http://nonsense"), (4, "wss://no-such-host.invalid/ws/data")]
+    {
+        config.relays.push(Relay {
+            id: RelayId(id),
+            name: format!("relay-{id}"),
+            data_url: Some(url.to_owned()),
+            ..relay.entry()
+        });
+    }
+    let node = TestNode::start(1, Some(config), Prefer::Epoll);
+    let (mut failed, mut ready) = (std::collections::BTreeSet::new(), false);
+    node.wait(|report| {
+        match report {
+            Report::RelayFailed { relay, .. } => drop(failed.insert(relay)),
+            Report::Node(Event::RelayState { relay: RelayId(1), ready: true }) => ready = true,
+            _ => {}
+        }
+        (failed.len() == 3 && ready).then_some(())
+    });
+}
+
+#[test]
+fn commands_are_answered_without_a_configuration_and_stopping_is_prompt() {
+    let node = TestNode::start(1, None, Prefer::Epoll);
+    assert_eq!(node.status().config_version, 0);
+    node.handle.send(Command::Echo { to: NodeId(9), id: 5, size: 64 }).unwrap();
+    node.wait(|report| matches!(report, Report::EchoRefused { id: 5, .. }).then_some(()));
+    node.handle.send(Command::Snapshot).unwrap();
+    node.wait(|report| matches!(report, Report::Snapshot { config: None, .. }).then_some(()));
+    let begun = Instant::now();
+    node.handle.stop();
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    let last = node.reports.try_iter().last();
+    assert!(matches!(last, Some(Report::Stopped(None))), "{last:?}");
+}
+
+#[test]
+fn dropping_the_handle_ends_the_thread() {
+    let node = TestNode::start(1, None, Prefer::Epoll);
+    drop(node.handle);
+    let last = std::iter::from_fn(|| node.reports.recv_timeout(LIMIT).ok()).last();
+    assert!(matches!(last, Some(Report::Stopped(None))), "{last:?}");
+}
