@@ -88,6 +88,8 @@ class World:
         self.relay = mesh.relays[0]
         known = {k["name"]: k for k in mesh.known_nodes()}
         self.a, self.b, self.other = (int(known[name]["id"]) for name in ("node-a", "node-b", "stranger"))
+        # Made before anybody connects: edgelink-ctl takes longer to start than the relay waits for a sign-in.
+        self.token_a, self.token_b = self.token(self.a)["token"], self.token(self.b)["token"]
 
     def token(self, node: int) -> dict[str, str]:
         """A relay token from the controller, with its id."""
@@ -123,8 +125,8 @@ def world(empty_mesh: Mesh) -> World:
 
 def test_two_stock_clients_exchange_frames(world: World) -> None:
     with world.client() as a, world.client() as b:
-        assert a.sign_in(world.token(world.a)["token"])["node_id"] == world.a
-        assert b.sign_in(world.token(world.b)["token"])["node_id"] == world.b
+        assert a.sign_in(world.token_a)["node_id"] == world.a
+        assert b.sign_in(world.token_b)["node_id"] == world.b
         frames = [data(world.a, world.b) for _ in range(3)]
         a.send(*frames)
         assert [b.frame()[1] for _ in frames] == [frame[5:] for frame in frames]
@@ -150,7 +152,7 @@ def test_bad_input_gets_its_code_and_the_connection_ends(
     world: World, what: str, message: bytes, code: int, close: int
 ) -> None:
     with world.client() as innocent, world.client() as guilty:
-        innocent.sign_in(world.token(world.a)["token"])
+        innocent.sign_in(world.token_a)
         guilty.send(message)
         assert guilty.error()["code"] == code, what
         assert guilty.closed_with() == close, what
@@ -160,7 +162,7 @@ def test_bad_input_gets_its_code_and_the_connection_ends(
 
 def test_an_oversized_message_is_refused(world: World) -> None:
     with world.client() as client:
-        client.sign_in(world.token(world.a)["token"])
+        client.sign_in(world.token_a)
         with contextlib.suppress(ConnectionClosed):
             client.socket.send(meshdp.encode_frame(FrameType.PING, b"") * 500_000)
         assert client.closed_with() in (1009, 1006)
@@ -168,7 +170,7 @@ def test_an_oversized_message_is_refused(world: World) -> None:
 
 def test_destinations_that_are_not_there(world: World) -> None:
     with world.client() as client:
-        client.sign_in(world.token(world.a)["token"])
+        client.sign_in(world.token_a)
         for destination, code in ((world.b, 3002), (987_654, 3001), (world.other, 3001)):
             client.send(data(world.a, destination))
             assert client.error() | {"message": ""} == {
@@ -193,11 +195,11 @@ def test_a_revoked_token_is_cut_and_not_taken_again(world: World) -> None:
     made = world.token(world.b)
     with world.client() as client:
         client.sign_in(made["token"])
-        start = time.monotonic()
         world.mesh.ctl("token", "blacklist", made["jti"])
+        revoked = time.monotonic()
         assert client.error()["code"] == 1003
         assert client.closed_with() == 1008
-        assert time.monotonic() - start < 3  # edgelink-ctl's own start included
+        assert time.monotonic() - revoked < 1
     with world.client() as client:
         client.send(auth(made["token"]))
         assert client.error()["code"] == 1003
