@@ -31,10 +31,16 @@ def run(
     state_dir: StateOption = None,
     dev: Annotated[bool, typer.Option("--dev", help="Use a self-signed certificate and listen on loopback.")] = False,
     listen: Annotated[str | None, typer.Option("--listen", help="address:port, instead of listen.http.")] = None,
+    no_builtin_relay: Annotated[
+        bool, typer.Option("--no-builtin-relay", help="No relay in this process, whatever is configured.")
+    ] = False,
+    no_builtin_stun: Annotated[
+        bool, typer.Option("--no-builtin-stun", help="No STUN server in this process, whatever is configured.")
+    ] = False,
 ) -> None:
     """Run the controller until it is told to stop."""
     with _work() as serve:
-        serve.run(config, state_dir, dev, listen)
+        serve.run(config, state_dir, serve.Flags(dev, listen, not no_builtin_relay, not no_builtin_stun))
 
 
 @app.command()

@@ -9,13 +9,13 @@ import logging
 import socket
 import ssl
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 import typer
 
 from edgelink_controller.config import Config, ConfigError, LoadedConfig, load, sample
-from edgelink_controller.core import MeshError
 from edgelink_controller.identity.service import IdentityService
 from edgelink_controller.kit.errors import Problem
 from edgelink_controller.kit.secrets import write_private
@@ -30,7 +30,17 @@ class Failed(Exception):
     """What a command says instead of a result."""
 
 
-def run(config: Path | None, state_dir: Path | None, dev: bool, listen: str | None) -> None:
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """What the command line of `run` adds to the configuration."""
+
+    dev: bool
+    listen: str | None
+    builtin_relay: bool
+    builtin_stun: bool
+
+
+def run(config: Path | None, state_dir: Path | None, flags: Flags) -> None:
     """Until a signal comes. Raises `Failed`."""
     import uvloop  # noqa: PLC0415 - the other commands do without
 
@@ -38,7 +48,7 @@ def run(config: Path | None, state_dir: Path | None, dev: bool, listen: str | No
         loaded = load(config or find_config())
         _log_to_stderr(loaded.config)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(loaded, state_dir or default_state_dir(), dev, listen))
+            runner.run(_serve(loaded, state_dir or default_state_dir(), flags))
     except ConfigError as error:
         raise Failed(str(error)) from None
 
@@ -87,20 +97,22 @@ async def _init(loaded: LoadedConfig, state_dir: Path) -> None:
         typer.echo("the database exists already; its accounts are as they were")
 
 
-async def _serve(loaded: LoadedConfig, state_dir: Path, dev: bool, listen: str | None) -> None:
-    # Only for serving: the web framework takes as long to import as everything else together.
-    from edgelink_controller.app import create_app  # noqa: PLC0415
-    from edgelink_controller.control.builtin import Builtin  # noqa: PLC0415
-    from edgelink_controller.control.hub import Hub  # noqa: PLC0415
-    from edgelink_controller.serving import make_server  # noqa: PLC0415
-
+async def _serve(loaded: LoadedConfig, state_dir: Path, flags: Flags) -> None:
     config = loaded.config
     store = open_store(loaded, state_dir)
     try:
-        chosen = listen or (DEV_LISTEN if dev and loaded.source("listen.http") == "default" else config.listen.http)
+        chosen = flags.listen or (
+            DEV_LISTEN if flags.dev and loaded.source("listen.http") == "default" else config.listen.http
+        )
         host, port = parse_listen(chosen)
-        cert, key, pin = _certificate(config, state_dir, dev, host)
+        cert, key, pin = _certificate(config, state_dir, flags.dev, host)
         server_socket = _bind(host, port)
+        # Now that nothing stands in the way: the web framework takes as long to import as everything else together.
+        from edgelink_controller.app import create_app  # noqa: PLC0415
+        from edgelink_controller.control.builtin import Builtin, Surroundings  # noqa: PLC0415
+        from edgelink_controller.control.hub import Hub  # noqa: PLC0415
+        from edgelink_controller.serving import make_server  # noqa: PLC0415
+
         first = await prepare(store)
         if first.password:
             _announce_password(first.password)
@@ -108,16 +120,13 @@ async def _serve(loaded: LoadedConfig, state_dir: Path, dev: bool, listen: str |
         application = create_app(store, hub)
         server = make_server(application, cert, key)
         typer.echo(f"listening on {'https' if cert else 'http'}://{host}:{server_socket.getsockname()[1]}", err=True)
-        builtin = Builtin(hub, state_dir, cert, key, pin)
+        around = Surroundings(host, flags.dev, cert, key, pin, flags.builtin_relay, flags.builtin_stun)
+        builtin = Builtin(hub, state_dir, around)
         try:
             await builtin.start()
-        except MeshError as error:
-            await builtin.stop()
-            raise ConfigError(
-                f"the built-in relay or STUN server cannot start: {error}; change builtin_relay.listen or "
-                "builtin_stun.listen, or set their enabled to false"
-            ) from None
-        try:
+            for what, address in (("relay", builtin.relay_address), ("STUN server", builtin.stun_address)):
+                if address:
+                    typer.echo(f"built-in {what} on {address}", err=True)
             await server.serve(sockets=[server_socket])
         finally:
             await builtin.stop()
