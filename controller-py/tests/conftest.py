@@ -106,7 +106,10 @@ Start = Callable[..., Any]
 
 
 @asynccontextmanager
-async def controller(state_dir: Path, environment: dict[str, str] | None = None) -> AsyncIterator[Running]:
+async def controller(
+    state_dir: Path, environment: dict[str, str] | None = None, send_buffer: int | None = None
+) -> AsyncIterator[Running]:
+    """`send_buffer`: bytes that the kernel keeps for a client that does not read."""
     state_dir.mkdir(exist_ok=True)
     if not (state_dir / "edgelink.db").exists():
         shutil.copyfile(Templates.empty, state_dir / "edgelink.db")
@@ -114,6 +117,8 @@ async def controller(state_dir: Path, environment: dict[str, str] | None = None)
     first = await prepare(store)
     hub = Hub(store)
     listener = socket.socket()
+    if send_buffer is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     listener.bind(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     server = make_server(create_app(store, hub))

@@ -85,6 +85,11 @@ class Peer:
     async def close(self) -> None:
         await self.socket.close()
 
+    async def abort(self) -> None:
+        """For a peer that has not read what it was told: that would be in the way of the answer to a close."""
+        self.socket.transport.abort()
+        await self.socket.wait_closed()
+
 
 class FakeNode(Peer):
     path = "/ws/control"
