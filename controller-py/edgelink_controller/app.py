@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from edgelink_controller import __version__
+from edgelink_controller.apidocs import install_docs
 from edgelink_controller.audit.endpoints import router as audit
 from edgelink_controller.control import endpoints as channels
 from edgelink_controller.control.hub import Hub
@@ -43,7 +44,7 @@ def create_app(store: Store, hub: Hub) -> FastAPI:
         finally:
             await hub.stop()
 
-    app = FastAPI(title="EdgeLink controller", version=__version__, lifespan=lifespan)
+    app = FastAPI(title="EdgeLink controller", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.store = store
     app.state.hub = hub
     app.state.authenticate = _authenticate
@@ -65,6 +66,7 @@ def create_app(store: Store, hub: Hub) -> FastAPI:
         api.include_router(router)
     app.include_router(api)
     app.include_router(_health(hub))
+    install_docs(app)
     listen = store.config.listen
     app.add_api_websocket_route(listen.ws_control, channels.control)
     app.add_api_websocket_route(listen.ws_server, channels.server)

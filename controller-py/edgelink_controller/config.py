@@ -78,8 +78,9 @@ class Mesh(_Section):
 
 
 class BuiltinRelay(_Section):
-    enabled: bool = False
-    listen: str = "0.0.0.0:8443"
+    # enabled: None leaves it to control/builtin.py; so does listen, beside the controller.
+    enabled: bool | None = None
+    listen: str | None = None
     ws_data: str = "/ws/data"
     ws_mesh: str = "/ws/mesh"
     data_url: str | None = None
@@ -87,8 +88,8 @@ class BuiltinRelay(_Section):
 
 
 class BuiltinStun(_Section):
-    enabled: bool = False
-    listen: str = "0.0.0.0:3478"
+    enabled: bool | None = None
+    listen: str | None = None
     external_ip: str | None = None
     secondary_ip: str | None = None
 
@@ -193,6 +194,11 @@ http = "0.0.0.0:443"
 [tls]                              # or leave out and set behind_proxy = true, or start with --dev
 # cert = "/etc/edgelink/cert.pem"
 # key = "/etc/edgelink/key.pem"
+
+# [builtin_relay]                  # on by itself with names and tls, on port 8444 beside this controller
+# enabled = false
+# [builtin_stun]                   # on by itself with an external_ip, on UDP port 3478
+# external_ip = "203.0.113.7"
 
 [database]
 path = "{database_path}"

@@ -13,7 +13,7 @@ from edgelink_controller.kit.clock import Clock
 from edgelink_controller.kit.db import Database
 from edgelink_controller.kit.secrets import open_keyring
 from edgelink_controller.kit.store import Store
-from edgelink_controller.migrations.runner import upgrade
+from edgelink_controller.migrations.state import is_current
 from edgelink_controller.networks.service import NetworkService
 
 
@@ -64,7 +64,10 @@ def open_store(
 
 async def prepare(store: Store) -> FirstRun:
     """Migrate the database and put in what a first start needs."""
-    await upgrade(store.database)
+    if not await is_current(store.database):
+        from edgelink_controller.migrations.runner import upgrade  # noqa: PLC0415 - Alembic is slow to import
+
+        await upgrade(store.database)
     async with store.write() as uow:
         password = await IdentityService(uow).ensure_first_account()
         await NetworkService(uow).ensure_configured()

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import uvicorn
 from fastapi import FastAPI
 
@@ -13,9 +19,27 @@ STOP_S = 1
 WS_MAX_BYTES = 2 * MAX_MESSAGE_BYTES
 
 
-def make_server(app: FastAPI, cert: str | None = None, key: str | None = None) -> uvicorn.Server:
+class Server(uvicorn.Server):
+    """Ends at a signal without raising it again, so that whoever serves can stop the rest in order."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+
+def make_server(app: FastAPI, cert: str | None = None, key: str | None = None) -> Server:
     """A server without sockets of its own: `serve` is given bound ones."""
-    return uvicorn.Server(
+    return Server(
         uvicorn.Config(
             app,
             ssl_certfile=cert,

@@ -3,25 +3,70 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import shutil
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
+from pwdlib import PasswordHash
+from pwdlib.hashers.argon2 import Argon2Hasher
 
 from edgelink_controller.app import create_app
 from edgelink_controller.config import load
 from edgelink_controller.control.hub import Hub
+from edgelink_controller.identity import passwords
+from edgelink_controller.kit.db import Database
 from edgelink_controller.kit.store import Store
+from edgelink_controller.migrations.runner import upgrade
 from edgelink_controller.nodes.service import NodeService
 from edgelink_controller.runtime import open_store, prepare
 from edgelink_controller.servers.schemas import ServerCreate
 from edgelink_controller.servers.service import ServerService
 from edgelink_controller.serving import make_server
 from tests.peers import FakeNode, FakeRelay
+
+# What programs print is compared, so the log of a controller in this process goes elsewhere.
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.__stderr__))
+
+
+@cache
+def _quick_hasher() -> PasswordHash:
+    return PasswordHash((Argon2Hasher(time_cost=1, memory_cost=8, parallelism=1),))
+
+
+@pytest.fixture(autouse=True)
+def _quick_and_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passwords take no time, and nothing comes from the environment of whoever runs the tests."""
+    monkeypatch.setattr(passwords, "_hasher", _quick_hasher)
+    for name in os.environ:
+        if name.startswith("EDGELINK_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", "/nonexistent")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _empty_database(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Migrated once; every controller starts from a copy."""
+    Templates.empty = tmp_path_factory.mktemp("template") / "edgelink.db"
+
+    async def make() -> None:
+        database = Database(f"sqlite+aiosqlite:///{Templates.empty}")
+        await upgrade(database)
+        await database.close()
+
+    asyncio.run(make())
+
+
+class Templates:
+    empty: Path
 
 
 @dataclass
@@ -61,11 +106,19 @@ Start = Callable[..., Any]
 
 
 @asynccontextmanager
-async def controller(state_dir: Path, environment: dict[str, str] | None = None) -> AsyncIterator[Running]:
+async def controller(
+    state_dir: Path, environment: dict[str, str] | None = None, send_buffer: int | None = None
+) -> AsyncIterator[Running]:
+    """`send_buffer`: bytes that the kernel keeps for a client that does not read."""
+    state_dir.mkdir(exist_ok=True)
+    if not (state_dir / "edgelink.db").exists():
+        shutil.copyfile(Templates.empty, state_dir / "edgelink.db")
     store = open_store(load(None, environment or {}), state_dir)
     first = await prepare(store)
     hub = Hub(store)
     listener = socket.socket()
+    if send_buffer is not None:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     listener.bind(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     server = make_server(create_app(store, hub))

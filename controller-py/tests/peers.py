@@ -15,6 +15,7 @@ from meshdp import FrameType
 from websockets.asyncio.client import ClientConnection, connect
 
 WAIT_S = 5.0
+RAW = (FrameType.PING, FrameType.PONG, FrameType.ACK, FrameType.DATA)
 
 
 class Peer:
@@ -47,11 +48,10 @@ class Peer:
                 data = await self.socket.recv()
                 assert isinstance(data, bytes)
                 for kind, _flags, payload in self._decoder.feed(data):
-                    if kind not in (FrameType.PING, FrameType.PONG, FrameType.ACK):
+                    if kind not in RAW:
                         # The Rust types are the ones that nodes and relays read with.
                         meshdp.validate_control(kind, payload, self.path.removeprefix("/ws/"))
-                    raw = kind in (FrameType.PING, FrameType.PONG, FrameType.ACK)
-                    self.frames.append((kind, payload if raw else json.loads(payload)))
+                    self.frames.append((kind, payload if kind in RAW else json.loads(payload)))
         return self.frames.popleft()
 
     async def expect(self, kind: FrameType, timeout: float = WAIT_S) -> Any:
@@ -84,6 +84,11 @@ class Peer:
 
     async def close(self) -> None:
         await self.socket.close()
+
+    async def abort(self) -> None:
+        """For a peer that has not read what it was told: that would be in the way of the answer to a close."""
+        self.socket.transport.abort()
+        await self.socket.wait_closed()
 
 
 class FakeNode(Peer):
@@ -180,6 +185,17 @@ class FakeRelay(Peer):
             self.config = message
         else:
             self.frames.appendleft((kind, message))
+        return self
+
+
+class DataClient(Peer):
+    """A node's connection to a relay."""
+
+    path = "/ws/data"
+
+    async def connect(self, ws: str, token: str) -> Self:
+        await self.open(ws)
+        await self.send(FrameType.AUTH_REQUEST, {"kind": "relay", "token": token, "version": "0.1.0"})
         return self
 
 

@@ -7,7 +7,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from edgelink_controller.cli.controller import parse_listen
+from edgelink_controller.cli.serve import parse_listen
 from edgelink_controller.config import ConfigError, known_keys, load, sample
 from edgelink_controller.kit.certificates import dev_certificate
 from edgelink_controller.kit.secrets import load_or_create, open_keyring, write_private

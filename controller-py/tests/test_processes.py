@@ -16,14 +16,20 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx2
 import pytest
+import typer
 from meshdp import FrameType
+from typer.testing import CliRunner
 
+from edgelink_controller.cli.controller import app as controller_app
+from edgelink_controller.cli.ctl import app as ctl_app
 from tests.conftest import Running
 from tests.peers import FakeNode
 
 CONTROLLER = [sys.executable, "-m", "edgelink_controller"]
 CTL = [sys.executable, "-c", "from edgelink_controller.cli.ctl import main; main()"]
+ALONE = ("--no-builtin-relay", "--no-builtin-stun")
 pytestmark = pytest.mark.timeout(120)
 
 
@@ -48,7 +54,15 @@ async def run(*command: str, **environment: str) -> Ran:
 
 
 async def ctl(*arguments: str, **environment: str) -> Ran:
-    return await run(*CTL, *arguments, **environment)
+    """The program in a thread: every start of an interpreter costs more than what it then does."""
+    return await asyncio.to_thread(_invoke, ctl_app, arguments, environment)
+
+
+def _invoke(app: typer.Typer, arguments: tuple[str, ...], environment: dict[str, str]) -> Ran:
+    done = CliRunner().invoke(app, arguments, env=environment)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return Ran(done.exit_code, done.stdout, done.stderr)
 
 
 @dataclass
@@ -63,7 +77,7 @@ class Dev:
 @pytest.fixture
 async def dev(tmp_path: Path) -> AsyncIterator[Dev]:
     process = await asyncio.create_subprocess_exec(
-        *CONTROLLER, "run", "--dev", "--listen", "127.0.0.1:0", "--state-dir", str(tmp_path),
+        *CONTROLLER, "run", "--dev", "--listen", "127.0.0.1:0", "--state-dir", str(tmp_path), *ALONE,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=clean_environment(),
     )  # fmt: skip
     assert process.stdout is not None
@@ -105,6 +119,7 @@ async def test_dev_run_signs_in_stops_fast_and_keeps_its_state(dev: Dev) -> None
     started = time.monotonic()
     dev.process.send_signal(signal.SIGTERM)
     await asyncio.wait_for(dev.process.communicate(), 10)
+    assert dev.process.returncode == 0
     assert time.monotonic() - started < 3
     await node.closed()
     for secret in ("token-signing.key", "dev-key.pem"):
@@ -123,7 +138,7 @@ async def test_writing_the_file_is_noticed_by_the_running_controller(running: Ru
         noticed.append(time.time())
 
     waiting = asyncio.create_task(wait_for_config())
-    done = await ctl("--state-dir", str(running.state_dir), "node", "authorize", "laptop")
+    done = await run(*CTL, "--state-dir", str(running.state_dir), "node", "authorize", "laptop")
     assert done.code == 0, done.err
     await waiting
     listed = await ctl("--state-dir", str(running.state_dir), "-o", "json", "audit", "--action", "node.authorize")
@@ -201,10 +216,58 @@ async def test_init_and_a_new_password(tmp_path: Path) -> None:
     assert made.code == 0, made.err
     assert (tmp_path / "controller.toml").stat().st_mode & 0o777 == 0o600
     first = re.search(r"admin password .*: (\w+)", made.out)
-    again = await run(*CONTROLLER, "init", "--state-dir", str(tmp_path))
-    assert "password" not in again.out
-    reset = await run(*CONTROLLER, "password", "--state-dir", str(tmp_path))
+    state = ("--state-dir", str(tmp_path))
+    again = await asyncio.to_thread(_invoke, controller_app, ("init", *state), {})
+    assert "password" not in again.out.replace("accounts are as they were", "")
+    assert again.code == 0
+    reset = await asyncio.to_thread(_invoke, controller_app, ("password", *state), {})
     second = re.search(r"password of admin .*: (\w+)", reset.out)
     assert first
     assert second
     assert first[1] != second[1]
+
+
+async def test_dev_brings_its_own_relay_and_stun(tmp_path: Path) -> None:
+    with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+        tcp.bind(("127.0.0.1", 0))
+        udp.bind(("127.0.0.1", 0))
+        relay, stun = tcp.getsockname()[1], udp.getsockname()[1]
+    process = await asyncio.create_subprocess_exec(
+        *CONTROLLER, "run", "--dev", "--listen", "127.0.0.1:0", "--state-dir", str(tmp_path),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=clean_environment(
+            EDGELINK_BUILTIN_RELAY_LISTEN=f"127.0.0.1:{relay}", EDGELINK_BUILTIN_STUN_LISTEN=f"127.0.0.1:{stun}"
+        ),
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    password = re.search(rb": (\w+)", await asyncio.wait_for(process.stdout.readline(), 30))
+    assert password
+    seen = b""
+    while b"STUN server on" not in seen:
+        line = await asyncio.wait_for(process.stderr.readline(), 30)
+        assert line, seen
+        seen += line
+    port = re.search(rb"https://127.0.0.1:(\d+)", seen)
+    assert port
+    context = ssl.create_default_context(cafile=tmp_path / "dev-cert.pem")
+    async with httpx2.AsyncClient(base_url=f"https://127.0.0.1:{int(port[1])}/api/v1", verify=context) as client:
+        login = {"username": "admin", "password": password[1].decode()}
+        token = (await client.post("/auth/login", json=login)).json()["access_token"]
+        async with asyncio.timeout(20):
+            while True:
+                answer = await client.get("/servers", headers={"authorization": f"Bearer {token}"})
+                (server,) = answer.json()["items"]
+                if server["online"]:
+                    break
+                await asyncio.sleep(0.1)
+    assert (server["url"], server["stun"]) == (f"wss://127.0.0.1:{relay}/ws/data", f"127.0.0.1:{stun}")
+    pin = re.search(rb"pin (sha256:[0-9a-f]{64})", seen)
+    assert pin
+    assert server["tls_pin"] == pin[1].decode()
+    started = time.monotonic()
+    process.terminate()
+    _, rest = await asyncio.wait_for(process.communicate(), 10)
+    assert process.returncode == 0
+    assert time.monotonic() - started < 3
+    assert b"Traceback" not in rest

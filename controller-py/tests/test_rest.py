@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,16 @@ from edgelink_controller.settings.service import SettingService
 from tests.conftest import Running, controller
 
 LOGIN = "/api/v1/auth/login"
+
+
+class StoppedClock(SystemClock):
+    """Moves only when a test moves it."""
+
+    def __init__(self) -> None:
+        self.time = super().now()
+
+    def now(self) -> float:
+        return self.time
 
 
 class MovedClock(SystemClock):
@@ -171,6 +181,37 @@ async def test_five_failures_lock_the_pair_for_half_an_hour(running: Running) ->
         await problem(other, 401, "unauthenticated")
         clock.offset = identity.LOCK_S + 1
         assert (await client.post(LOGIN, json=right)).status_code == 200
+
+
+async def test_an_attack_from_many_addresses_delays_strangers_only(tmp_path: Path) -> None:
+    async with controller(tmp_path, {"EDGELINK_TRUSTED_PROXIES": '["127.0.0.0/8"]'}) as running:
+        clock = StoppedClock()
+        running.store.clock = clock
+        async with httpx2.AsyncClient(base_url=running.url) as client:
+            right = {"username": "admin", "password": running.password}
+
+            async def sign_in(address: str, body: Mapping[str, str | None]) -> httpx2.Response:
+                return await client.post(LOGIN, json=body, headers={"x-forwarded-for": address})
+
+            wrong = {"username": "admin", "password": "wrong"}
+            assert (await sign_in("192.0.2.1", right)).status_code == 200
+            for number in range(identity.FREE_FAILURES):
+                await problem(await sign_in(f"203.0.113.{number}", wrong), 401, "unauthenticated")
+            # Each further failure doubles the wait, up to a bound; what is tried before it is over is not looked at.
+            for failure in range(1, 12):
+                delay = min(2**failure, identity.MAX_DELAY_S)
+                early = await problem(await sign_in("198.51.100.9", right), 429, "locked")
+                assert early["retry_after"] == delay
+                clock.time += delay
+                await problem(await sign_in(f"203.0.113.{100 + failure}", wrong), 401, "unauthenticated")
+            assert (await sign_in("192.0.2.1", right)).status_code == 200
+            other = {"username": "other", "password": "wrong"}
+            await problem(await sign_in("198.51.100.9", other), 401, "unauthenticated")
+            # A stranger who waits gets in, and is none from then on.
+            clock.time += identity.MAX_DELAY_S
+            assert (await sign_in("198.51.100.9", right)).status_code == 200
+            await problem(await sign_in("203.0.113.200", wrong), 401, "unauthenticated")
+            assert (await sign_in("198.51.100.9", right)).status_code == 200
 
 
 async def test_tampering_with_the_audit_log_shows(running: Running, client: httpx2.AsyncClient) -> None:

@@ -12,8 +12,6 @@ import typer
 
 from edgelink_controller.cli.backend import Backend, CommandError, Target, connect
 from edgelink_controller.cli.output import Output
-from edgelink_controller.config import ConfigError, sample
-from edgelink_controller.kit.secrets import write_private
 from edgelink_controller.places import default_state_dir
 
 network = typer.Typer(no_args_is_help=True, help="Networks.")
@@ -48,7 +46,7 @@ def carry_out(context: typer.Context, work: Work) -> None:
 
     try:
         asyncio.run(run())
-    except (CommandError, ConfigError) as error:
+    except CommandError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from None
 
@@ -417,6 +415,10 @@ def config_init(
     ] = None,
 ) -> None:
     """Write a configuration file to start from."""
+    # Only this command needs them, and they take longer than the rest of the module.
+    from edgelink_controller.config import sample  # noqa: PLC0415
+    from edgelink_controller.kit.secrets import write_private  # noqa: PLC0415
+
     target, output = context.obj
     folder = target.state_dir or default_state_dir()
     file = path or folder / "controller.toml"

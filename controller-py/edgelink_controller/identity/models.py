@@ -23,8 +23,18 @@ class LoginFailure(Base):
     __tablename__ = "login_failures"
 
     address: Mapped[str] = mapped_column(String(45), primary_key=True)
-    account: Mapped[str] = mapped_column(String(64), primary_key=True)
+    account: Mapped[str] = mapped_column(String(64), primary_key=True, index=True)
     failures: Mapped[int] = mapped_column(Integer)
+    last_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class KnownAddress(Base):
+    """Where an account has signed in from: an attack from elsewhere does not delay it there."""
+
+    __tablename__ = "known_addresses"
+
+    account: Mapped[str] = mapped_column(String(64), primary_key=True)
+    address: Mapped[str] = mapped_column(String(45), primary_key=True)
     last_at: Mapped[int] = mapped_column(BigInteger)
 
 

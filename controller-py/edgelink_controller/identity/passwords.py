@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from functools import cache
+from typing import TYPE_CHECKING
 
-from pwdlib import PasswordHash
+if TYPE_CHECKING:
+    from pwdlib import PasswordHash
 
 _SLOTS = asyncio.Semaphore(2)
 
 
 @cache
 def _hasher() -> PasswordHash:
+    from pwdlib import PasswordHash  # noqa: PLC0415 - edgelink-ctl checks no passwords
+
     return PasswordHash.recommended()
 
 

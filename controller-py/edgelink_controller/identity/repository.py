@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from edgelink_controller.identity.models import Account, LoginFailure, RefreshToken
+from edgelink_controller.identity.models import Account, KnownAddress, LoginFailure, RefreshToken
 
 
 class IdentityRepository:
@@ -21,7 +21,7 @@ class IdentityRepository:
     async def by_id(self, account_id: int) -> Account | None:
         return await self._session.get(Account, account_id)
 
-    async def add(self, row: Account | LoginFailure | RefreshToken) -> None:
+    async def add(self, row: Account | KnownAddress | LoginFailure | RefreshToken) -> None:
         self._session.add(row)
         await self._session.flush()
 
@@ -32,6 +32,17 @@ class IdentityRepository:
         await self._session.execute(
             delete(LoginFailure).where(LoginFailure.address == address, LoginFailure.account == account)
         )
+
+    async def failures_anywhere(self, account: str, after: int) -> tuple[int, int]:
+        """How often signing in to an account failed since `after`, and when last."""
+        query = select(func.sum(LoginFailure.failures), func.max(LoginFailure.last_at)).where(
+            LoginFailure.account == account, LoginFailure.last_at > after
+        )
+        row = (await self._session.execute(query)).one()
+        return int(row[0] or 0), int(row[1] or 0)
+
+    async def known_address(self, account: str, address: str) -> KnownAddress | None:
+        return await self._session.get(KnownAddress, (account, address))
 
     async def refresh_token(self, digest: str) -> RefreshToken | None:
         return await self._session.get(RefreshToken, digest)
@@ -48,6 +59,7 @@ class IdentityRepository:
     async def end_sessions(self, account_id: int) -> None:
         await self._session.execute(delete(RefreshToken).where(RefreshToken.account_id == account_id))
 
-    async def prune(self, now: int, failures_before: int) -> None:
+    async def prune(self, now: int, failures_before: int, known_before: int) -> None:
+        await self._session.execute(delete(KnownAddress).where(KnownAddress.last_at < known_before))
         await self._session.execute(delete(RefreshToken).where(RefreshToken.expires_at < now))
         await self._session.execute(delete(LoginFailure).where(LoginFailure.last_at < failures_before))

@@ -1,7 +1,8 @@
 """Sign-in of administrators: password once, then an access token and a rotating refresh token.
 
 Five failures from one address for one account lock that pair for 30 minutes; other addresses are not touched, so
-nobody can lock an administrator out from afar.
+nobody can lock an administrator out from afar. An account that is attacked from many addresses makes strangers wait
+longer with every failure; an address that the account has signed in from does not wait.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 
 from edgelink_controller.audit.service import AuditService
 from edgelink_controller.identity import passwords
-from edgelink_controller.identity.models import Account, LoginFailure, RefreshToken
+from edgelink_controller.identity.models import Account, KnownAddress, LoginFailure, RefreshToken
 from edgelink_controller.identity.repository import IdentityRepository
 from edgelink_controller.identity.schemas import AccountOut, LoginAnswer
 from edgelink_controller.kit.errors import Forbidden, Locked, NotFound, Unauthenticated
@@ -20,6 +21,10 @@ from edgelink_controller.tokens.service import Issued, TokenRefused, TokenServic
 
 MAX_FAILURES = 5
 LOCK_S = 30 * 60
+# Failures from all addresses together, within LOCK_S, before strangers wait; then 2, 4, 8 … seconds after the last one.
+FREE_FAILURES = 10
+MAX_DELAY_S = 5 * 60
+KNOWN_S = 90 * 24 * 3600
 REFRESH_S = 7 * 24 * 3600
 FIRST_ACCOUNT = "admin"
 SCOPES = {"owner": ["read", "write"], "operator": ["read", "write"], "auditor": ["read"]}
@@ -66,6 +71,18 @@ class IdentityService:
         if failure and failure.failures >= MAX_FAILURES and self._uow.now() < failure.last_at + LOCK_S:
             wait = failure.last_at + LOCK_S - self._uow.now()
             raise Locked(f"too many failed sign-ins; try again in {wait // 60 + 1} min", retry_after=wait)
+        if await self._rows.known_address(name, address) is None:
+            await self._check_delay(name)
+
+    async def _check_delay(self, name: str) -> None:
+        now = self._uow.now()
+        failures, last_at = await self._rows.failures_anywhere(name, now - LOCK_S)
+        if failures < FREE_FAILURES:
+            return
+        # The exponent is bounded first: an attack may well count thousands.
+        wait = last_at + min(MAX_DELAY_S, 2 ** min(failures - FREE_FAILURES + 1, 16)) - now
+        if wait > 0:
+            raise Locked(f"too many failed sign-ins for this account; try again in {wait} s", retry_after=wait)
 
     async def password_hash(self, name: str) -> str | None:
         account = await self._rows.by_name(name)
@@ -88,6 +105,11 @@ class IdentityService:
         if account is None or not account.enabled:
             raise Unauthenticated("user name or password is wrong")
         await self._rows.forget_failures(address, name)
+        known = await self._rows.known_address(name, address)
+        if known is None:
+            await self._rows.add(KnownAddress(account=name, address=address, last_at=self._uow.now()))
+        else:
+            known.last_at = self._uow.now()
         await self._audit.record("auth.login", "account", name)
         return await self._session(account, family=new_jti())
 
@@ -165,7 +187,7 @@ class IdentityService:
 
     async def prune(self) -> None:
         now = self._uow.now()
-        await self._rows.prune(now, now - LOCK_S)
+        await self._rows.prune(now, now - LOCK_S, now - KNOWN_S)
 
 
 def _digest(secret: str) -> str:

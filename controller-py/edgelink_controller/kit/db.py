@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import MetaData, event
@@ -36,21 +37,29 @@ class Base(DeclarativeBase):
 
 
 class Database:
-    """Two engines on one URL. `url` is an SQLAlchemy URL with an asynchronous driver."""
+    """Two engines on one URL, made when first used. `url` is an SQLAlchemy URL with an asynchronous driver."""
 
     def __init__(self, url: str) -> None:
         self.url = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         if self.is_sqlite and self.url.database in (None, "", ":memory:"):
             raise ValueError("an in-memory database cannot be shared between connections; give a file")
-        self._writer = self._engine("BEGIN IMMEDIATE", pool_size=1, max_overflow=0, pool_timeout=60)
-        self._reader = self._engine("BEGIN", pool_size=5, max_overflow=10, pool_timeout=60)
+        self._made: list[AsyncEngine] = []
+
+    @cached_property
+    def _writer(self) -> AsyncEngine:
+        return self._engine("BEGIN IMMEDIATE", pool_size=1, max_overflow=0, pool_timeout=60)
+
+    @cached_property
+    def _reader(self) -> AsyncEngine:
+        return self._engine("BEGIN", pool_size=5, max_overflow=10, pool_timeout=60)
 
     def _engine(self, begin: str, **pool: Any) -> AsyncEngine:
         engine = create_async_engine(self.url, **pool)
         if self.is_sqlite:
             event.listen(engine.sync_engine, "connect", _prepare_sqlite)
             event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql(begin))
+        self._made.append(engine)
         return engine
 
     @asynccontextmanager
@@ -82,8 +91,8 @@ class Database:
             yield connection
 
     async def close(self) -> None:
-        await self._reader.dispose()
-        await self._writer.dispose()
+        for engine in self._made:
+            await engine.dispose()
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

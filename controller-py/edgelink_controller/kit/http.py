@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -14,11 +14,20 @@ from starlette.requests import HTTPConnection
 
 from edgelink_controller.config import Config
 from edgelink_controller.kit.errors import Problem
-from edgelink_controller.kit.paging import Paging, paging
+from edgelink_controller.kit.paging import MAX_PER_PAGE, Paging
 from edgelink_controller.kit.store import Actor, Store, Uow
 
 PROBLEM_TYPE = "application/problem+json"
-Pages = Annotated[Paging, Depends(paging)]
+
+
+def _paging(
+    page: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
+    per_page: Annotated[int, Query(ge=1, le=MAX_PER_PAGE)] = 50,
+) -> Paging:
+    return Paging(page, per_page)
+
+
+Pages = Annotated[Paging, Depends(_paging)]
 
 
 def client_address(connection: HTTPConnection, config: Config) -> str | None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from fastapi import Query
 from pydantic import BaseModel
 
 T = TypeVar("T")
@@ -36,11 +35,3 @@ class Page(BaseModel, Generic[M]):
     @classmethod
     def of(cls, items: Sequence[M], total: int, paging: Paging) -> Page[M]:
         return cls(items=list(items), total=total, page=paging.page, per_page=paging.per_page)
-
-
-def paging(
-    page: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
-    per_page: Annotated[int, Query(ge=1, le=MAX_PER_PAGE)] = 50,
-) -> Paging:
-    """FastAPI dependency."""
-    return Paging(page, per_page)

@@ -20,6 +20,8 @@ MAX_ID = 0xFFFF
 INVALID_TOKEN = 1001
 REVOKED = 1003
 
+BUILTIN = "builtin"
+
 
 @dataclass(frozen=True, slots=True)
 class RelayReport:
@@ -68,16 +70,23 @@ class ServerService:
         await self._audit.record("server.add", "server", row.id, name=row.name, url=row.data_url)
         return ServerCreated(server=_shown(row), token=(await self._issue(row, None)).shown())
 
-    async def ensure_builtin(self, name: str, capabilities: list[str]) -> tuple[int, str]:
+    async def ensure_builtin(self, capabilities: list[str]) -> tuple[int, str]:
         """The id of the relay inside this process, and a fresh token for it."""
-        row = await self._rows.by_name(name)
+        row = await self._rows.by_name(BUILTIN)
         if row is None:
-            wanted = ServerCreate.model_validate({"name": name, "capabilities": capabilities})
+            wanted = ServerCreate.model_validate({"name": BUILTIN, "capabilities": capabilities})
             created = await self.add(wanted, "builtin")
             return created.server.id, created.token.token
         if row.type != "builtin":
-            raise Conflict(f"the name {name} belongs to an external server; the built-in relay needs it")
+            raise Conflict(f"the name {BUILTIN} belongs to an external server; the built-in relay needs it")
+        row.capabilities = json.dumps(capabilities)
         return row.id, (await self._issue(row, None)).token
+
+    async def drop_builtin(self) -> None:
+        """Forget the relay that an earlier start had inside its process, so that no node looks for it."""
+        row = await self._rows.by_name(BUILTIN)
+        if row is not None and row.type == "builtin":
+            await self.remove(row.id)
 
     async def new_token(self, server_id: int, hours: float | None = None) -> Issued:
         """Void the tokens that a server has and give it a new one; a live connection with the old one is cut."""
