@@ -40,6 +40,6 @@ fuzz_target!(|input: &[u8]| {
 fn explained<E: std::fmt::Display>(path: &Path, outcome: Result<String, E>) {
     if let Err(error) = outcome {
         let text = error.to_string();
-        assert!(text.starts_with(path.to_str().expect("a name")) && !text.contains('\n'), "{text}");
+        assert!(text.starts_with(path.to_str().expect("a name")), "{text}");
     }
 }
