@@ -108,6 +108,7 @@ class Capture:
             "-i",
             interface,
             "-U",
+            "--immediate-mode",
             "-Z",
             "root",
             "-w",

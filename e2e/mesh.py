@@ -137,41 +137,39 @@ class Mesh:
     # --- relays
 
     def add_relay(
-        self, name: str, *extra: str, host: Host | None = None, plain: str | None = None, tls_pin: str | None = None
+        self,
+        name: str,
+        *,
+        host: Host | None = None,
+        plain: str | None = None,
+        tls_pin: str | None = None,
+        limits: dict[str, float] | None = None,
     ) -> Relay:
         """Tell the controller, then start it; `plain` is a listener without TLS behind a proxy whose certificate is `tls_pin`."""
         host = host or self.lab.host(name)
         public = f"wss://{host.address}:{RELAY_PORT}"
-        added = self.ctl(
-            "server",
-            "add",
-            "--name",
-            name,
-            "--url",
-            f"{public}/ws/data",
-            "--mesh-url",
-            f"{public}/ws/mesh",
-            *(["--tls-pin", tls_pin] if tls_pin else []),
-        )
-        args = [
-            str(self.bin / "edgelink-relay"),
-            *(
-                ["--listen", plain, "--behind-proxy"]
-                if plain
-                else ["--dev", "--listen", f"{host.address}:{RELAY_PORT}"]
-            ),
-            "--stun-listen",
-            f"{host.address}:3478",
-            "--controller",
-            f"wss://{self.controller_host.address}:{CONTROLLER_PORT}/ws/server",
-            "--controller-pin",
-            self.pin,
-            "--token",
-            added["token"],
-            "--state-dir",
-            str(self.lab.path / f"{name}-state"),
-            *extra,
-        ]
+        pin = ["--tls-pin", tls_pin] if tls_pin else []
+        urls = ["--url", f"{public}/ws/data", "--mesh-url", f"{public}/ws/mesh"]
+        added = self.ctl("server", "add", "--name", name, *urls, *pin)
+        config = {
+            "controller": {
+                "url": f"wss://{self.controller_host.address}:{CONTROLLER_PORT}/ws/server",
+                "token": added["token"],
+                "tls_pin": self.pin,
+            },
+            "relay": {
+                "listen": plain or f"{host.address}:{RELAY_PORT}",
+                "behind_proxy": plain is not None,
+                "data_url": f"{public}/ws/data",
+                "mesh_url": f"{public}/ws/mesh",
+            },
+            "stun": {"listen": f"{host.address}:3478", "external_ip": host.address},
+            "limits": limits or {},
+            "state_dir": str(self.lab.path / f"{name}-state"),
+        }
+        file = self.lab.path / f"{name}.json"
+        file.write_text(json.dumps(config, indent=1))
+        args = [str(self.bin / "edgelink-relay"), "--config", str(file), *([] if plain else ["--dev"])]
         relay = Relay(host, name, int(added["id"]), args)
         relay.start()
         self.relays.append(relay)

@@ -111,7 +111,7 @@ def world(empty_mesh: Mesh) -> World:
     """A relay, and three nodes that are known and then gone: their ids and tokens are what the tests use."""
     mesh = empty_mesh
     mesh.ctl("network", "create", "--name", "elsewhere", "--subnet", "10.77.0.0/24")
-    mesh.add_relay("relay-1", "--handshake-timeout", "2")
+    mesh.add_relay("relay-1", limits={"handshake_timeout_s": 2})
     for name, networks in (("node-a", []), ("node-b", []), ("stranger", ["elsewhere"])):
         mesh.add_node(name, networks=networks)
     mesh.authorise_all()

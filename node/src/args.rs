@@ -53,13 +53,13 @@ pub(crate) struct UpArgs {
     /// Stay in the foreground and log to the terminal (the default; for service managers)
     #[arg(long, conflicts_with = "detach")]
     pub(crate) foreground: bool,
-    /// Go on in the background once the interface is up; the log goes to <state-dir>/<interface>.log
+    /// Go on in the background once the interface is up; the log goes to INTERFACE.log in the state directory
     #[arg(long)]
     pub(crate) detach: bool,
     /// Set by --detach for the process it starts
     #[arg(long, hide = true, conflicts_with = "detach")]
     pub(crate) detached: bool,
-    /// Where commands reach the daemon [default: /run/edgelink/<interface>.sock; with --state-dir or without root: in there]
+    /// Where commands reach the daemon [default: /run/edgelink/INTERFACE.sock; with --state-dir or without root: in there]
     #[arg(long, env = "EDGELINK_SOCKET", value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
     #[command(flatten)]
@@ -78,13 +78,13 @@ pub(crate) struct Overrides {
     /// Trust the certificates in this PEM file instead of the system's
     #[arg(long, env = "EDGELINK_CA_FILE", value_name = "FILE")]
     pub(crate) ca_file: Option<PathBuf>,
-    /// Trust the controller's certificate with this digest: sha256:<64 hex digits>
+    /// Trust the controller's certificate with this digest: sha256: and 64 hex digits
     #[arg(long, env = "EDGELINK_TLS_PIN", value_name = "PIN")]
     pub(crate) tls_pin: Option<String>,
     /// What others call this machine [default: the system's host name]
     #[arg(long, env = "EDGELINK_HOSTNAME", value_name = "NAME")]
     pub(crate) hostname: Option<String>,
-    /// The secret keys; made at the first start [default: <state-dir>/keys.json]
+    /// The secret keys; made at the first start [default: keys.json in the state directory]
     #[arg(long, env = "EDGELINK_KEY_FILE", value_name = "FILE")]
     pub(crate) key_file: Option<PathBuf>,
     /// Keys and the last configuration [default: /var/lib/edgelink, or ~/.local/state/edgelink when not root]

@@ -1,6 +1,6 @@
 //! Settings: file, environment and flags, in rising order of authority.
 //!
-//! [`file`] reads JSON or TOML and refuses what it does not know by name, with file, line and the nearest key. Environment variables
+//! [`mod@file`] reads JSON or TOML and refuses what it does not know by name, with file, line and the nearest key. Environment variables
 //! (`EDGELINK_…`) are flags by another spelling, so clap reads both ([`crate::args`]). [`resolve`] puts them together with the defaults into a
 //! [`Settings`] whose fields are valid by type; nothing after it has to check again.
 

@@ -1,5 +1,7 @@
 //! Relays under a controller: configuration, locations, revocation, the mesh, and what holds when somebody is away.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod support;
 
 use std::time::{Duration, Instant};
@@ -194,7 +196,7 @@ async fn a_lost_link_to_the_controller_is_made_again_with_what_is_known() {
     let update = json!({"version": 9, "base": 8, "changes": []}).to_string();
     meshdp::proto::wire::reassembly::write_control(
         FrameType::ConfigUpdate,
-        Default::default(),
+        meshdp::proto::wire::frame::Flags::NONE,
         update.as_bytes(),
         &mut out,
     )

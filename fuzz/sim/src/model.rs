@@ -60,6 +60,12 @@ impl Model {
         (self.sent.values().filter(|sent| sent.to.is_some()).count() as u64, self.delivered)
     }
 
+    /// How many did not arrive.
+    pub fn lost(&self) -> u64 {
+        let (sent, delivered) = self.counts();
+        sent.saturating_sub(delivered)
+    }
+
     /// The share that was lost.
     pub fn loss(&self) -> f64 {
         let (sent, delivered) = self.counts();

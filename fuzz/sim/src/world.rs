@@ -3,26 +3,26 @@
 //! [`World::run_for`] takes the next thing that happens (a frame arrives, a timer goes off), lets the machine concerned act, and carries away what it
 //! puts out, until the time is up. Everything is drawn from one generator, in a fixed order: the same seed gives the same run.
 
+mod carriage;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use meshdp::proto::drop_reason::DropReason;
 use meshdp::proto::id::{NetworkId, NodeId, RelayId};
-use meshdp::proto::node::{Checksum, Event, Outgoing, Received};
-use meshdp::proto::relay::Verdict;
-use meshdp::proto::relay::worker::Purpose;
+use meshdp::proto::node::{Checksum, Event, Outgoing};
 use meshdp::proto::time::{Instant, Now, UnixTime};
 use meshdp::proto::wire::control::node::{AdvertisedRoute, ConfigUpdate};
 use meshdp::proto::wire::control::server::{NodeLocations, ServerRegister};
 use meshdp::proto::wire::control::{parse, to_payload};
 use meshdp::proto::wire::data::{DATA_HEADROOM, TAG_LEN, via_header};
-use meshdp::proto::wire::frame::{FrameHeader, FrameType, Frames};
+use meshdp::proto::wire::frame::FrameType;
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
 
 use crate::controller::Controller;
-use crate::link::{Connection, End, Quality, below, unit};
+use crate::link::{Connection, End, Quality};
 use crate::machine::Machine;
 use crate::model::Model;
 use crate::packet;
@@ -62,8 +62,11 @@ pub struct World {
     pub model: Model,
     /// Of connections made from now on.
     pub quality: Quality,
+    /// False: the controller says and hears nothing.
+    pub controller_up: bool,
     /// Called for every frame between nodes that a link carries; may change it.
     pub tap: Option<Tap>,
+    blocked: BTreeSet<(usize, RelayId)>,
     connections: BTreeMap<u64, Connection>,
     queue: BTreeMap<(Instant, u64), Happening>,
     serial: u64,
@@ -87,7 +90,9 @@ impl World {
             controller: Controller::default(),
             model: Model::default(),
             quality: Quality::clean(Duration::from_millis(10)),
+            controller_up: true,
             tap: None,
+            blocked: BTreeSet::new(),
             connections: BTreeMap::new(),
             queue: BTreeMap::new(),
             serial: 0,
@@ -100,11 +105,6 @@ impl World {
     /// A random number.
     pub fn random(&mut self) -> u64 {
         self.rng.next_u64()
-    }
-
-    /// The generator that everything is drawn from.
-    pub const fn rng(&self) -> &ChaCha20Rng {
-        &self.rng
     }
 
     /// Adds a relay and starts it.
@@ -204,6 +204,31 @@ impl World {
         }
     }
 
+    /// From now on a machine cannot connect to a relay.
+    pub fn block(&mut self, machine: usize, relay: RelayId) {
+        self.blocked.insert((machine, relay));
+        let host = self.relays.get_mut(&relay);
+        let number = self.machines[machine].connections.get(&relay).copied();
+        let (Some(host), Some(number)) = (host, number) else { return };
+        let conn = host.connections.iter().find(|(_, other)| **other == number).map(|(conn, _)| *conn);
+        if let Some(conn) = conn {
+            host.connections.remove(&conn);
+            host.worker.closed(conn);
+            self.close(number, 1);
+            self.drain_relay(relay);
+        }
+    }
+
+    /// Has a machine ask a node for an answer; its round trip will be in [`Machine::echoes`].
+    ///
+    /// # Panics
+    /// When the machine is stopped, or will not.
+    pub fn echo(&mut self, machine: usize, to: NodeId, id: u64, size: usize) {
+        let node = self.machines[machine].node.as_mut().expect("the machine runs");
+        node.echo(to, id, size, self.now).expect("the node sends the echo");
+        self.drain_machine(machine);
+    }
+
     /// Changes links that are there and those to come.
     pub fn set_quality(&mut self, quality: Quality) {
         self.quality = quality;
@@ -214,10 +239,9 @@ impl World {
 
     /// Changes a machine's link to one relay.
     pub fn set_link(&mut self, machine: usize, relay: RelayId, quality: Quality) {
-        if let Some(number) = self.machines[machine].connections.get(&relay) {
-            if let Some(connection) = self.connections.get_mut(number) {
-                connection.quality = quality;
-            }
+        let number = self.machines[machine].connections.get(&relay);
+        if let Some(connection) = number.and_then(|number| self.connections.get_mut(number)) {
+            connection.quality = quality;
         }
     }
 
@@ -282,7 +306,7 @@ impl World {
                 Some(header) => [header.as_slice(), frame].concat(),
                 None => frame.to_vec(),
             };
-            self.transmit(machine, relay, message);
+            self.transmit(machine, relay, &message);
         }
         self.drain_machine(machine);
         id
@@ -358,13 +382,23 @@ impl World {
     }
 
     fn happen(&mut self, happening: Happening) {
+        let by_controller = matches!(
+            happening,
+            Happening::RelayToController { .. }
+                | Happening::ControllerToRelay { .. }
+                | Happening::Update { .. }
+                | Happening::WholeConfig { .. }
+        );
+        if by_controller && !self.controller_up {
+            return;
+        }
         match happening {
             Happening::Frame { connection, side, bytes } => self.frame_arrives(connection, side, bytes),
             Happening::Closed { connection, side } => self.close_arrives(connection, side),
             Happening::Dialled { machine, relay, start } => self.dialled(machine, relay, start),
             Happening::MeshDialled { from, to, token } => self.mesh_dialled(from, to, token),
             Happening::RelayToController { relay, kind, payload } => {
-                self.controller_hears(relay, kind, &payload)
+                self.controller_hears(relay, kind, &payload);
             }
             Happening::ControllerToRelay { relay, kind, payload } => {
                 if let Some(host) = self.relays.get_mut(&relay).filter(|host| host.up) {
@@ -400,9 +434,11 @@ impl World {
             buffer.clear();
             node.poll_transmit(&mut buffer)
         }) {
-            self.transmit(machine, relay, buffer.clone());
+            self.transmit(machine, relay, &buffer);
         }
-        while let Some(event) = self.machines[machine].node.as_mut().and_then(|node| node.poll_event()) {
+        while let Some(event) =
+            self.machines[machine].node.as_mut().and_then(meshdp::proto::node::Node::poll_event)
+        {
             match event {
                 Event::DialRelay { relay } => {
                     let start = self.machines[machine].starts;
@@ -446,189 +482,6 @@ impl World {
                 }
             }
         }
-    }
-
-    fn transmit(&mut self, machine: usize, relay: RelayId, message: Vec<u8>) {
-        let Some(connection) = self.machines[machine].connections.get(&relay).copied() else { return };
-        for frame in Frames::new(&message) {
-            let frame = frame.expect("nodes send whole frames").bytes.to_vec();
-            self.carry(connection, 0, frame);
-        }
-    }
-
-    fn relay_sends(&mut self, relay: RelayId, conn: meshdp::proto::relay::ConnId, frame: Vec<u8>) {
-        let connection = self.relays.get(&relay).and_then(|host| host.connections.get(&conn).copied());
-        if let Some(connection) = connection {
-            let side = self.side_of(connection, End::Relay(relay, conn));
-            self.carry(connection, side, frame);
-        }
-    }
-
-    /// Puts a frame on a link.
-    fn carry(&mut self, number: u64, side: usize, mut bytes: Vec<u8>) {
-        let Some(connection) = self.connections.get_mut(&number).filter(|connection| !connection.black_hole)
-        else {
-            return;
-        };
-        let kind = FrameHeader::parse(&bytes).expect("only frames travel").kind;
-        let Quality { delay, loss, duplication, jitter } = connection.quality;
-        if !kind.is_routed() && kind != FrameType::Via {
-            let at = (self.now.instant + delay).max(connection.last[side]);
-            connection.last[side] = at;
-            let delay = at.saturating_since(self.now.instant);
-            return self.later(delay, Happening::Frame { connection: number, side, bytes });
-        }
-        if let Some(tap) = &mut self.tap {
-            tap(&mut bytes);
-        }
-        let copies = 1 + usize::from(unit(&mut self.rng) < duplication);
-        for _ in 0..copies {
-            if unit(&mut self.rng) >= loss {
-                let delay = delay + below(&mut self.rng, jitter);
-                self.later(delay, Happening::Frame { connection: number, side, bytes: bytes.clone() });
-            }
-        }
-    }
-
-    /// One side ends a connection; the other hears of it after all that was sent before.
-    fn close(&mut self, number: u64, side: usize) {
-        let Some(connection) = self.connections.get(&number) else { return };
-        if connection.black_hole {
-            return;
-        }
-        let Quality { delay, jitter, .. } = connection.quality;
-        self.later(delay + jitter, Happening::Closed { connection: number, side });
-    }
-
-    fn side_of(&self, number: u64, end: End) -> usize {
-        usize::from(self.connections.get(&number).is_none_or(|connection| connection.ends[0] != end))
-    }
-
-    fn frame_arrives(&mut self, number: u64, side: usize, mut bytes: Vec<u8>) {
-        let Some(connection) = self.connections.get(&number).filter(|c| !c.black_hole) else { return };
-        match connection.ends[1 - side] {
-            End::Machine(machine) => {
-                let End::Relay(relay, _) = connection.ends[side] else { return };
-                if self.machines[machine].connections.get(&relay) == Some(&number) {
-                    self.deliver_to_machine(machine, relay, &mut bytes);
-                    self.drain_machine(machine);
-                }
-            }
-            End::Relay(relay, conn) => {
-                let Some(host) = self.relays.get_mut(&relay).filter(|host| host.up) else { return };
-                if host.connections.get(&conn) != Some(&number) {
-                    return;
-                }
-                let mut forwarded = Vec::new();
-                host.worker.handle_message(conn, &bytes, self.now, |verdict, frame| match verdict {
-                    Verdict::Local(conn) | Verdict::MeshLink(conn) => forwarded.push((conn, frame.to_vec())),
-                    Verdict::Worker(..) | Verdict::Drop(_) => {}
-                });
-                for (conn, frame) in forwarded {
-                    self.relay_sends(relay, conn, frame);
-                }
-                self.drain_relay(relay);
-            }
-        }
-    }
-
-    fn deliver_to_machine(&mut self, machine: usize, relay: RelayId, bytes: &mut [u8]) {
-        let Some(node) = &mut self.machines[machine].node else { return };
-        if let Received::Packet { packet, from, to, .. } = node.handle_relay_frame(relay, bytes, self.now) {
-            self.model.delivered(packet, from, to);
-        }
-    }
-
-    fn close_arrives(&mut self, number: u64, side: usize) {
-        let Some(connection) = self.connections.remove(&number) else { return };
-        match connection.ends[1 - side] {
-            End::Machine(machine) => {
-                let End::Relay(relay, _) = connection.ends[side] else { return };
-                let machine_state = &mut self.machines[machine];
-                if machine_state.connections.get(&relay) == Some(&number) {
-                    machine_state.connections.remove(&relay);
-                    if let Some(node) = &mut machine_state.node {
-                        node.relay_closed(relay, self.now);
-                        self.drain_machine(machine);
-                    }
-                }
-            }
-            End::Relay(relay, conn) => {
-                let Some(host) = self.relays.get_mut(&relay).filter(|host| host.up) else { return };
-                if host.connections.get(&conn) == Some(&number) {
-                    host.connections.remove(&conn);
-                    host.worker.closed(conn);
-                    self.drain_relay(relay);
-                }
-            }
-        }
-    }
-
-    fn dialled(&mut self, machine: usize, relay: RelayId, start: u64) {
-        if self.machines[machine].starts != start || self.machines[machine].node.is_none() {
-            return;
-        }
-        let conn = self.accept(relay);
-        let Some(node) = &mut self.machines[machine].node else { return };
-        let Some(conn) = conn else {
-            node.relay_closed(relay, self.now);
-            return self.drain_machine(machine);
-        };
-        let number = self.connect(End::Machine(machine), End::Relay(relay, conn));
-        if let Some(host) = self.relays.get_mut(&relay) {
-            host.connections.insert(conn, number);
-            host.worker.upgraded(conn, Purpose::Data);
-        }
-        self.machines[machine].connections.insert(relay, number);
-        if let Some(node) = &mut self.machines[machine].node {
-            node.relay_connected(relay, self.now);
-        }
-        self.drain_machine(machine);
-        self.drain_relay(relay);
-    }
-
-    fn mesh_dialled(&mut self, from: RelayId, to: RelayId, token: String) {
-        if !self.relays.get(&from).is_some_and(|host| host.up) {
-            return;
-        }
-        let accepted = self.accept(to);
-        let (Some(accepted), Some(dialled)) = (accepted, self.accept(from)) else {
-            if let Some(host) = self.relays.get_mut(&from) {
-                host.hub.dial_failed(to, self.now.instant);
-            }
-            return self.drain_relay(from);
-        };
-        let number = self.connect(End::Relay(from, dialled), End::Relay(to, accepted));
-        let purposes =
-            [(from, dialled, Purpose::MeshOut { relay: to, token }), (to, accepted, Purpose::MeshIn)];
-        for (relay, conn, purpose) in purposes {
-            if let Some(host) = self.relays.get_mut(&relay) {
-                host.connections.insert(conn, number);
-                host.worker.upgraded(conn, purpose);
-            }
-        }
-        self.drain_relay(from);
-        self.drain_relay(to);
-    }
-
-    /// A relay's name for a connection, if it runs and takes it.
-    fn accept(&mut self, relay: RelayId) -> Option<meshdp::proto::relay::ConnId> {
-        let host = self.relays.get_mut(&relay).filter(|host| host.up)?;
-        let conn = host.new_conn();
-        host.worker.open(conn, [192, 0, 2, 1].into(), self.now.instant).ok()?;
-        Some(conn)
-    }
-
-    fn connect(&mut self, one: End, other: End) -> u64 {
-        self.serial += 1;
-        let connection = Connection {
-            ends: [one, other],
-            quality: self.quality,
-            last: [self.now.instant; 2],
-            black_hole: false,
-        };
-        self.connections.insert(self.serial, connection);
-        self.serial
     }
 
     fn register_relay(&mut self, relay: RelayId) {

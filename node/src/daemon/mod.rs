@@ -368,8 +368,11 @@ impl Daemon {
             }
             News::Pending(nodes) => {
                 let advice = authorise_advice(&nodes);
-                tracing::warn!("{advice}");
                 let mut view = self.shared.view.borrow_mut();
+                // Said by the answer and again by an error: once is enough in the log.
+                if view.message() != Some(advice.as_str()) {
+                    tracing::warn!("{advice}");
+                }
                 let state = if view.memberships.iter().any(|node| node.state == AuthState::Authorised) {
                     ControllerState::Connected
                 } else {

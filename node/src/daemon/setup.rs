@@ -9,6 +9,7 @@ use meshdp::proto::crypto::keys::{MachineKey, NodeKey};
 use meshdp::proto::node::NodeSettings;
 use meshdp::proto::wire::control::node::Settings as NetworkSettings;
 use meshdp::tun::linux::{Device, TunError};
+use rustix::fs::{Access, access};
 use rustls::ClientConfig;
 use tokio::time::{Instant, sleep};
 
@@ -16,6 +17,8 @@ use super::store::Store;
 use crate::config::{Controller, Settings};
 use crate::keys::{Keys, random_secret};
 
+/// Where TUN devices come from.
+const TUN_FILE: &str = "/dev/net/tun";
 /// How long the kernel may take to give up a killed owner's device.
 const FREED: Duration = Duration::from_secs(3);
 
@@ -30,6 +33,15 @@ pub(super) async fn open_device(name: &str) -> anyhow::Result<Device> {
             Err(TunError::Busy { name }) => bail!(
                 "the interface {name} is in use by another program. `ip tuntap show` lists such interfaces; choose another name with --interface"
             ),
+            // With the capability, but kept out by the mode of the device file: most systems have 0666 there.
+            Err(TunError::Permission { .. })
+                if access(TUN_FILE, Access::READ_OK | Access::WRITE_OK).is_err() =>
+            {
+                bail!(
+                    "this user may not open {TUN_FILE}. Run as root, or let everybody open it as most systems do (making an interface still needs \
+                 CAP_NET_ADMIN): sudo chmod 666 {TUN_FILE}"
+                )
+            }
             Err(TunError::Permission { name }) => bail!(
                 "no permission to make the interface {name}. Run as root, or give the program the right once with: sudo setcap cap_net_admin+ep \
                  $(command -v edgelink)"

@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 use meshdp::proto::node::NodeStatus;
-use meshdp::proto::wire::control::node::{AuthState, NodeState};
+use meshdp::proto::wire::control::node::{AuthState, NodeState, Settings as NetworkSettings};
 use tokio::time::Instant;
 
 use super::Shared;
@@ -46,6 +46,11 @@ impl View {
         }
     }
 
+    /// What went wrong, or what to do.
+    pub(crate) fn message(&self) -> Option<&str> {
+        self.message.as_deref()
+    }
+
     pub(crate) const fn state(&self) -> ControllerState {
         self.state
     }
@@ -61,7 +66,12 @@ pub(crate) fn status(shared: &Shared, node: &NodeStatus, routes: Vec<IpNet>) -> 
         pid: std::process::id(),
         uptime_s: view.started.elapsed().as_secs_f64(),
         interface: shared.settings.interface.clone(),
-        mtu: node.mtu,
+        // Before the first configuration the machine knows of none.
+        mtu: if node.mtu == 0 {
+            shared.settings.mtu.unwrap_or(NetworkSettings::default().mtu)
+        } else {
+            node.mtu
+        },
         driver: shared.data.driver().to_owned(),
         hostname: shared.settings.hostname.clone(),
         machine_key: node.machine_key.to_string(),

@@ -1,7 +1,7 @@
 //! Between the command line and the daemon: a Unix socket with JSON lines, one request per connection and one or more answers.
 //!
-//! The socket is `/run/edgelink/<interface>.sock` for root with the default state directory, else `<interface>.sock` in the state directory; mode 0600, and both ends' user ids are
-//! compared besides. [`line`] is the framing, bounded on both sides; [`message`] the contents; [`server`] and [`client`] the ends.
+//! The socket is `/run/edgelink/INTERFACE.sock` for root with the default state directory, else `INTERFACE.sock` in the state directory; mode 0600, and both ends' user ids are
+//! compared besides. [`mod@line`] is the framing, bounded on both sides; [`message`] the contents; [`server`] and [`client`] the ends.
 
 pub(crate) mod client;
 pub(crate) mod line;

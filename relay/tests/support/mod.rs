@@ -1,6 +1,7 @@
 //! A relay as a process, stock WebSocket clients, and a controller of a few lines.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of it, as a module")]
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -154,7 +155,7 @@ impl Relay {
     }
 
     /// The value of a metric with exactly these labels (`name{labels}`).
-    pub fn metric(&self, name: &str) -> f64 {
+    pub fn metric(&self, name: &str) -> u64 {
         let (_, text) = self.admin("/metrics");
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("no {name} in:\n{text}")).parse().unwrap()
@@ -207,7 +208,7 @@ pub fn data(source: u32, destination: u32, body: &[u8]) -> Vec<u8> {
 /// A stock WebSocket client that speaks frames.
 pub struct Client<S = TcpStream> {
     pub socket: WebSocketStream<S>,
-    received: std::collections::VecDeque<Vec<u8>>,
+    received: VecDeque<Vec<u8>>,
 }
 
 impl Client {
@@ -232,7 +233,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         let url = format!("ws://localhost{path}");
         let (socket, _) =
             timeout(PATIENCE, tokio_tungstenite::client_async(url, stream)).await.unwrap().unwrap();
-        Self { socket, received: Default::default() }
+        Self { socket, received: VecDeque::new() }
     }
 
     pub async fn sign_in(&mut self, token: &str) {
@@ -301,7 +302,7 @@ pub struct Controller {
 pub struct ServerLink {
     socket: WebSocketStream<TcpStream>,
     reassembler: Reassembler,
-    waiting: std::collections::VecDeque<(FrameType, serde_json::Value)>,
+    waiting: VecDeque<(FrameType, serde_json::Value)>,
 }
 
 impl Controller {
@@ -322,8 +323,7 @@ impl Controller {
     pub async fn accept(&self) -> (ServerLink, serde_json::Value) {
         let (stream, _) = timeout(PATIENCE, self.listener.accept()).await.expect("no relay came").unwrap();
         let socket = tokio_tungstenite::accept_async(stream).await.unwrap();
-        let mut link =
-            ServerLink { socket, reassembler: Reassembler::default(), waiting: Default::default() };
+        let mut link = ServerLink { socket, reassembler: Reassembler::default(), waiting: VecDeque::new() };
         let (kind, register) = link.next().await;
         assert_eq!(kind, FrameType::ServerRegister);
         (link, register)

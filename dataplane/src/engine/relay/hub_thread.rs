@@ -71,7 +71,7 @@ impl HubThread {
     fn wait(&self) -> Duration {
         let next = self.shared.hub().poll_timeout();
         next.map_or(MAX_WAIT, |(at, _)| (at - self.shared.clock.instant()).min(MAX_WAIT))
-            // A report for the controller may be due for a while before somebody takes it.
+            // Timers of the hub need no more precision.
             .max(Duration::from_millis(10))
     }
 

@@ -109,11 +109,11 @@ mod tests {
             let hop = if round % 3 == 0 { Hop::Mesh(RelayId(round as u16 | 1)) } else { Hop::Deliver };
             assert!(sender.push(hop, &frame));
             sent += 1;
-            let mut check = |got: Hop, bytes: &[u8]| {
+            let check = |got: Hop, bytes: &[u8]| {
                 assert_eq!(got, hop);
                 assert_eq!(bytes, frame);
             };
-            assert!(receiver.pop(&mut check));
+            assert!(receiver.pop(check));
             received += 1;
         }
         assert_eq!(sent, received);

@@ -151,6 +151,10 @@ impl RelayHandle {
     ///
     /// # Errors
     /// What is wrong and what to do about it; nothing runs then.
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "a relay has its configuration for good; callers build one for it"
+    )]
     pub fn start(config: RelayConfig) -> Result<Self, StartError> {
         let clock = Clock::start();
         let mut seed = [0; 32];
@@ -226,8 +230,8 @@ impl RelayHandle {
             if now.instant >= until {
                 return None;
             }
-            let next = hub.poll_timeout().map_or(until, |(at, _)| at.min(until));
-            // At least a little, so that a timeout of the hub's that is not for here does not spin.
+            let next = hub.poll_control_timeout().map_or(until, |at| at.min(until));
+            // A report that is due and has nothing to say moves on by itself.
             let wait = (next - now.instant).max(Duration::from_millis(1));
             hub = self.shared.changed.wait_timeout(hub, wait).unwrap_or_else(PoisonError::into_inner).0;
         }

@@ -233,18 +233,21 @@ impl Uring {
         Ok(id)
     }
 
-    /// Starts those again that stopped for want of buffers, no more than there are buffers.
+    /// Starts those again that stopped for want of buffers: no more than there are buffers, since all of them have something to read and
+    /// the rest would only fail once more.
     fn feed_starved(&mut self) -> io::Result<()> {
+        let mut started = 0;
         for _ in 0..self.starved.len() {
             let Some(token) = self.starved.pop_front() else { break };
             let Some(slot) = self.slots.get_mut(token) else { continue };
             let group = usize::from(slot.kind.group());
-            if self.groups.get(group).is_none_or(|group| group.available() == 0) {
+            if self.groups.get(group).is_none_or(|group| group.available() <= started) {
                 self.starved.push_back(token);
                 continue;
             }
             slot.starved = false;
             self.receive(token)?;
+            started += u16::from(self.slots.get(token).is_some_and(|slot| slot.receiving));
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! A delta is merged into the configuration, which the shell keeps on disk, and applied to what it touches. Keys are believed only when they verify: a
 //! controller can leave a peer without a session, never put another machine in its place.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -39,6 +39,7 @@ impl Node {
         for id in gone {
             self.remove_membership(id, "no longer in the configuration");
         }
+        let joined = accepted.iter().any(|id| !self.memberships.contains_key(id));
         for membership in config.memberships.iter().filter(|m| accepted.contains(&m.node_id)) {
             self.set_membership(membership, now);
         }
@@ -56,8 +57,11 @@ impl Node {
         }
         self.config = Some(config);
         self.settings_changed(now);
-        self.after_change(now);
-        self.wake_relays(now);
+        self.after_change();
+        if joined {
+            self.wake_relays(now);
+        }
+        self.relays_due(now);
     }
 
     /// Takes a delta.
@@ -86,7 +90,7 @@ impl Node {
         for change in update.changes {
             self.apply_change(change, now);
         }
-        self.after_change(now);
+        self.after_change();
         Ok(())
     }
 
@@ -94,8 +98,11 @@ impl Node {
     fn apply_change(&mut self, change: Change, now: Now) {
         match change {
             Change::PeerSet { node_id, peer } => {
+                let new = self.directory.key_of(peer.node_id).is_none();
                 if self.memberships.contains_key(&node_id) {
                     self.set_peer(node_id, &peer, now);
+                }
+                if new {
                     self.set_routes(node_id);
                 }
             }
@@ -105,7 +112,7 @@ impl Node {
                 }
             }
             Change::RouteSet { node_id, .. } | Change::RouteRemove { node_id, .. } => {
-                self.set_routes(node_id)
+                self.set_routes(node_id);
             }
             Change::RelaySet { relay } => {
                 self.set_relay(&relay, now);
@@ -333,18 +340,25 @@ impl Node {
         if let Some(membership) = self.memberships.get_mut(&own) {
             membership.accepts = accepts;
         }
+        let mut by_gateway: BTreeMap<NodeId, Vec<&node::Route>> = BTreeMap::new();
+        for route in routes.iter().filter(|route| route.enabled) {
+            by_gateway.entry(route.node_id).or_default().push(route);
+        }
         for key in self.directory.keys() {
             let Some(peer) = self.directory.get_mut(key).filter(|peer| peer.own == own) else { continue };
             let id = peer.id;
-            let mine = || routes.iter().filter(|route| route.node_id == id && route.enabled);
-            let nets: Vec<_> = mine().map(|route| route.cidr.trunc()).collect();
+            let mine = by_gateway.remove(&id).unwrap_or_default();
+            if mine.is_empty() && peer.routes.is_empty() {
+                continue;
+            }
+            let nets: Vec<_> = mine.iter().map(|route| route.cidr.trunc()).collect();
             let before = std::mem::replace(&mut peer.routes, nets.clone());
             peer.allow();
             let hosts: Vec<_> = peer.addresses.iter().map(|address| IpNet::from(*address)).collect();
             for net in before.into_iter().filter(|net| !nets.contains(net) && !hosts.contains(net)) {
                 self.directory.routes.remove(net, key);
             }
-            for route in mine().filter(|route| !hosts.contains(&route.cidr.trunc())) {
+            for route in mine.into_iter().filter(|route| !hosts.contains(&route.cidr.trunc())) {
                 let gateway = Gateway { peer: key, node: id, priority: route.priority, weight: route.weight };
                 self.directory.routes.insert(route.cidr, gateway);
             }
@@ -386,7 +400,7 @@ impl Node {
     }
 
     /// Tells the subnets to route when they are others than before.
-    fn after_change(&mut self, _now: Now) {
+    fn after_change(&mut self) {
         let routes: BTreeSet<IpNet> =
             self.directory.iter().flat_map(|peer| peer.routes.iter().copied()).collect();
         let routes: Vec<_> = routes.into_iter().collect();

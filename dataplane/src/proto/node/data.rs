@@ -54,22 +54,18 @@ impl Node {
         let directory = &self.directory;
         let usable = |key| directory.get(key).is_some_and(|peer| peer.is_usable(now.instant));
         let key = directory.routes.lookup(packet, addresses, usable).ok_or(DropReason::NoRoute)?;
-        match self.seal_for(key, buffer, checksum, now)? {
-            Some(path) => {
-                if let Some(connection) = self.relays.get_mut(&path.relay) {
-                    connection.note_sent(now.instant);
-                }
-                Ok(Outgoing::Send { relay: path.relay, via: path.via, frame: 0..buffer.len() })
-            }
-            None => {
-                self.enqueue(key, buffer.to_vec(), checksum, now);
-                Ok(Outgoing::Queued)
-            }
+        let Some(path) = self.seal_for(key, buffer, checksum, now)? else {
+            self.enqueue(key, buffer.to_vec(), checksum, now);
+            return Ok(Outgoing::Queued);
+        };
+        if let Some(connection) = self.relays.get_mut(&path.relay) {
+            connection.note_sent(now.instant);
         }
+        Ok(Outgoing::Send { relay: path.relay, via: path.via, frame: 0..buffer.len() })
     }
 
     /// Seals what is in `buffer` for a peer; `None`: there is no session to do it with.
-    fn seal_for(
+    pub(super) fn seal_for(
         &mut self,
         key: PeerKey,
         buffer: &mut [u8],

@@ -26,13 +26,10 @@ impl Directory {
     /// Adds a peer whose id is not there.
     pub(super) fn insert(&mut self, peer: Peer) -> PeerKey {
         let id = peer.id;
-        let key = match self.free.pop() {
-            Some(free) => PeerKey(free),
-            None => {
-                self.slots.push(None);
-                PeerKey(self.slots.len() as u32 - 1)
-            }
-        };
+        let key = PeerKey(self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() as u32 - 1
+        }));
         if let Some(slot) = self.slots.get_mut(key.0 as usize) {
             *slot = Some(Box::new(peer));
         }

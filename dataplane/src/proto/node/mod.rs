@@ -26,6 +26,8 @@ mod queue;
 mod relay_link;
 mod session_keeper;
 mod status;
+#[cfg(test)]
+mod tests;
 mod timer;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -33,13 +35,13 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use rand_chacha::ChaCha20Rng;
-use rand_chacha::rand_core::SeedableRng;
 
 use self::connection::Connection;
 use self::directory::Directory;
 use self::own_key::OwnKeys;
 use self::timer::{Timer, Timers};
 use crate::proto::crypto::keys::{MachineKey, NodeKey};
+use crate::proto::crypto::random::ErasingRandom;
 use crate::proto::crypto::suite::CipherOffer;
 use crate::proto::drop_reason::DropCounters;
 use crate::proto::id::{NetworkId, NodeId, RelayId, SessionIndex};
@@ -65,7 +67,6 @@ const MAX_TRANSMIT: usize = 32 << 10;
 const KEY_SPREAD: Duration = Duration::from_secs(2);
 
 /// See the [module](self).
-#[derive(Debug)]
 pub struct Node {
     machine: MachineKey,
     keys: OwnKeys,
@@ -73,7 +74,10 @@ pub struct Node {
     version: String,
     advertised: Vec<AdvertisedRoute>,
     pins: BTreeMap<NodeId, PublicKey>,
+    /// For jitter and indices.
     rng: ChaCha20Rng,
+    /// For ephemeral keys.
+    secrets: ErasingRandom,
     config: Option<Config>,
     memberships: BTreeMap<NodeId, Membership>,
     directory: Directory,
@@ -93,7 +97,6 @@ pub struct Node {
 }
 
 /// A network that this node is in.
-#[derive(Debug)]
 struct Membership {
     name: String,
     network: NetworkId,
@@ -124,6 +127,7 @@ impl Node {
     pub fn new(settings: NodeSettings, now: Now) -> Self {
         let keys =
             OwnKeys::new(settings.node_key, settings.node_key_created, settings.previous_node_key, now);
+        let mut secrets = ErasingRandom::new(settings.seed);
         let mut timers = Timers::default();
         if let Some(until) = keys.previous_until() {
             timers.set(Timer::PreviousKey, until);
@@ -135,7 +139,8 @@ impl Node {
             version: settings.version,
             advertised: settings.advertised,
             pins: settings.pins.into_iter().collect(),
-            rng: ChaCha20Rng::from_seed(settings.seed),
+            rng: secrets.generator(),
+            secrets,
             config: None,
             memberships: BTreeMap::new(),
             directory: Directory::default(),
@@ -300,6 +305,17 @@ impl Node {
                 self.outbox.events.push_back(Event::LatencyReport(report));
             }
         }
+    }
+}
+
+impl std::fmt::Debug for Node {
+    /// Leaves keys, tokens and packets out.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node")
+            .field("machine", &self.machine)
+            .field("version", &self.version())
+            .field("memberships", &self.memberships.keys())
+            .finish_non_exhaustive()
     }
 }
 

@@ -19,7 +19,7 @@ use crate::proto::wire::reassembly::write_control;
 /// Tokens are asked for at most this often.
 const ASK_TOKENS: Duration = Duration::from_secs(30);
 /// A relay token with less than this left is renewed.
-pub(super) const RENEW_TOKEN: Duration = Duration::from_secs(15 * 60);
+pub(super) const RENEW_TOKEN: Duration = Duration::from_mins(15);
 /// Measured at least twice per report.
 const MEASUREMENTS_PER_REPORT: u32 = 2;
 const LONGEST_MEASUREMENT: Duration = Duration::from_secs(15);
@@ -236,7 +236,12 @@ impl Node {
         let ids: Vec<_> = self.relays.keys().copied().collect();
         for id in ids {
             let Some(connection) = self.relays.get_mut(&id) else { continue };
-            connection.refused.remove(&own);
+            let was_refused = connection.refused.remove(&own).is_some();
+            if let State::Waiting(at) = &mut connection.state
+                && was_refused
+            {
+                *at = now.instant;
+            }
             if let Some(open) = connection.opened_mut() {
                 open.asked.insert(own);
                 self.transmit_auth(id, token.clone(), now.instant);
@@ -313,7 +318,7 @@ impl Node {
         }
     }
 
-    /// Whether relays that wait for somebody to sign in should be looked at now.
+    /// There is somebody to sign in: relays need not wait any longer.
     pub(super) fn wake_relays(&mut self, now: Now) {
         for connection in self.relays.values_mut() {
             if let State::Waiting(at) = &mut connection.state {

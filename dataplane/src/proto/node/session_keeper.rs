@@ -79,21 +79,17 @@ impl Node {
         let timestamp = UnixTime::from_micros(self.last_timestamp);
         self.directory.release(&mut self.gone);
         let local = self.directory.new_session(key, &mut self.rng);
-        match handshake::initiate(&ends, self.offer, local, timestamp, &mut self.rng, now.instant) {
-            Ok((state, frame)) => {
-                let pending = self.directory.get_mut(key).and_then(|peer| peer.pending.as_mut());
-                if let Some(pending) = pending {
-                    pending.attempts.push_back(state);
-                }
-                self.outbox.send(&mut self.relays, path, frame, now.instant);
-            }
+        let begun = handshake::initiate(&ends, self.offer, local, timestamp, &mut self.secrets, now.instant);
+        let Ok((state, frame)) = begun else {
             // A key that X25519 does not take: the peer signed it, so nobody else is to blame.
-            Err(_) => {
-                self.gone.push(local);
-                self.directory.release(&mut self.gone);
-                self.give_up(key, now.instant);
-            }
+            self.gone.push(local);
+            self.directory.release(&mut self.gone);
+            return self.give_up(key, now.instant);
+        };
+        if let Some(pending) = self.directory.get_mut(key).and_then(|peer| peer.pending.as_mut()) {
+            pending.attempts.push_back(state);
         }
+        self.outbox.send(&mut self.relays, path, frame, now.instant);
     }
 
     fn give_up(&mut self, key: PeerKey, now: Instant) {
@@ -131,7 +127,8 @@ impl Node {
         let ends = Ends { own: peer.own, own_key, peer: peer.id, peer_key: &peer_key };
         let last = peer.last_init;
         let local = self.directory.new_session(key, &mut self.rng);
-        let responded = handshake::respond(&ends, self.offer, local, &init, last, &mut self.rng, now.instant);
+        let responded =
+            handshake::respond(&ends, self.offer, local, &init, last, &mut self.secrets, now.instant);
         let responded = responded.map_err(|error| {
             self.gone.push(local);
             self.directory.release(&mut self.gone);

@@ -25,7 +25,7 @@ pub const FASTER_BY: Duration = Duration::from_millis(5);
 pub const DEGRADED_BY: Duration = Duration::from_millis(50);
 
 /// A path that degraded ranks last for so long.
-pub const DEMOTE: Duration = Duration::from_secs(60);
+pub const DEMOTE: Duration = Duration::from_mins(1);
 
 /// Relays to go by, from the sender's end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -293,14 +293,18 @@ impl Hub {
         None
     }
 
-    /// When to poll again, and why.
+    /// When [`Self::poll_control`] has something by the passing of time alone; `None` before the first SERVER_REGISTER.
+    pub fn poll_control_timeout(&self) -> Option<Instant> {
+        self.registered.then_some(self.next_report)
+    }
+
+    /// When to poll commands again, and why.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
         let silence = (self.settings.has_controller && !self.in_grace)
             .then(|| (self.heard + CONTROLLER_SILENCE, "controller silence"));
-        let report = self.registered.then_some((self.next_report, "latency report"));
         let dial = self.mesh.poll_timeout().map(|at| (at, "mesh dial"));
         let save = self.save_at.map(|at| (at, "save state"));
-        [silence, report, dial, save].into_iter().flatten().min()
+        [silence, dial, save].into_iter().flatten().min()
     }
 
     /// Who this relay is; 0 until it is known.

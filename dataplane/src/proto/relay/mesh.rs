@@ -103,19 +103,16 @@ impl Mesh {
             info.tls_pin = fixed.tls_pin.clone().or(info.tls_pin);
             info.mesh_token = info.mesh_token.or_else(|| fixed.mesh_token.clone());
         }
-        match self.peers.get_mut(&info.id) {
-            Some(peer) => {
-                // Something to try at once, rather than after the backoff of what did not work before.
-                if peer.info != info && matches!(peer.state, State::Idle { .. }) {
-                    peer.failures = 0;
-                    peer.state = State::Idle { at: now };
-                }
-                peer.info = info;
+        if let Some(peer) = self.peers.get_mut(&info.id) {
+            // Something to try at once, rather than after the backoff of what did not work before.
+            if peer.info != info && matches!(peer.state, State::Idle { .. }) {
+                peer.failures = 0;
+                peer.state = State::Idle { at: now };
             }
-            None => {
-                let peer = Peer { state: State::Idle { at: now }, failures: 0, rtt: None, info };
-                self.peers.insert(peer.info.id, peer);
-            }
+            peer.info = info;
+        } else {
+            let peer = Peer { state: State::Idle { at: now }, failures: 0, rtt: None, info };
+            self.peers.insert(peer.info.id, peer);
         }
     }
 

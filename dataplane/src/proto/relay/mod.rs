@@ -161,7 +161,7 @@ pub enum ToWorker {
 }
 
 /// From a worker to the hub, in order.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FromWorker {
     /// A node signed in.
     NodeUp {

@@ -15,8 +15,8 @@ use crate::proto::time::{Instant, Now, UnixTime};
 use crate::proto::token::sign::TokenSigner;
 use crate::proto::token::{MeshSubject, RelaySubject, Token};
 use crate::proto::wire::control::server::{
-    MeshPeer, NodeLocations, RevokedNode, RevokedToken, ServerConfig, ServerRegister, TokenAlgorithm,
-    TokenKeys,
+    MeshPeer, NodeLocations, RevokedNode, RevokedToken, ServerConfig, ServerRegister, ServerSettings,
+    TokenAlgorithm, TokenKeys,
 };
 use crate::proto::wire::control::{ErrorMessage, GoAway, parse, to_payload};
 use crate::proto::wire::data::{Route, via_header};
@@ -47,7 +47,7 @@ fn config(signer: &TokenSigner) -> ServerConfig {
         relays: vec![],
         nodes: vec![],
         revocations: Revocations::default(),
-        settings: Default::default(),
+        settings: ServerSettings::default(),
     }
 }
 
@@ -159,7 +159,7 @@ impl Rig {
         self.settle();
     }
 
-    fn token(&self, node: u32, network: u32) -> Token<RelaySubject> {
+    fn token(node: u32, network: u32) -> Token<RelaySubject> {
         Token {
             subject: RelaySubject {
                 node_id: NodeId(node),
@@ -188,7 +188,7 @@ impl Rig {
     /// A node on a connection of its own.
     fn node(&mut self, worker: u16, conn: u32, node: u32, network: u32) {
         self.open(worker, conn, Purpose::Data);
-        let token = self.signer.sign(&self.token(node, network)).unwrap();
+        let token = self.signer.sign(&Rig::token(node, network)).unwrap();
         self.authenticate(worker, conn, "relay", &token);
     }
 
@@ -338,7 +338,7 @@ fn routing_errors_come_once_a_second_per_destination_and_never_close() {
 fn several_memberships_share_a_connection() {
     let mut rig = Rig::new(1);
     rig.node(0, 0, 17, 1);
-    let second = rig.signer.sign(&rig.token(27, 2)).unwrap();
+    let second = rig.signer.sign(&Rig::token(27, 2)).unwrap();
     rig.authenticate(0, 0, "relay", &second);
     rig.node(0, 1, 18, 1);
     rig.node(0, 2, 28, 2);
@@ -346,7 +346,7 @@ fn several_memberships_share_a_connection() {
     assert_eq!(rig.data(0, 0, 27, 28), [Verdict::Local(ConnId(2))]);
     assert_eq!(rig.data(0, 0, 17, 28), [], "isolation is by node, not by connection");
     for n in 100..200 {
-        let token = rig.signer.sign(&rig.token(n, 1)).unwrap();
+        let token = rig.signer.sign(&Rig::token(n, 1)).unwrap();
         rig.authenticate(0, 0, "relay", &token);
     }
     assert_eq!(rig.closed, [(WorkerId(0), ConnId(0), 1013)], "but not without end");
@@ -532,7 +532,7 @@ fn a_token_that_runs_out_ends_the_connection_and_a_fresh_one_extends_it() {
     rig.advance(Duration::from_secs(5000));
     // A word from the controller, so that grace is not in the way.
     rig.hub.handle_control(FrameType::Pong, b"", rig.now).unwrap();
-    let fresh = Token { jti: "fresh".into(), iat: T + 5000, exp: T + 10_400, ..rig.token(17, 1) };
+    let fresh = Token { jti: "fresh".into(), iat: T + 5000, exp: T + 10_400, ..Rig::token(17, 1) };
     let fresh = rig.signer.sign(&fresh).unwrap();
     rig.authenticate(0, 0, "relay", &fresh);
     rig.hub.handle_control(FrameType::Pong, b"", rig.now).unwrap();
@@ -585,7 +585,7 @@ fn revocation_cuts_live_connections_on_every_worker_and_holds_afterwards() {
     assert!(rig.errors().iter().all(|(_, code, _)| *code == ErrorCode::TokenRevoked));
     rig.node(0, 0, 17, 1);
     assert_eq!(rig.errors(), [(ConnId(0), ErrorCode::TokenRevoked, None)]);
-    let later = Token { iat: T + 1, jti: "new".into(), ..rig.token(17, 1) };
+    let later = Token { iat: T + 1, jti: "new".into(), ..Rig::token(17, 1) };
     rig.open(0, 0, Purpose::Data);
     let later = rig.signer.sign(&later).unwrap();
     rig.authenticate(0, 0, "relay", &later);
@@ -834,7 +834,7 @@ proptest! {
                         rig.settle();
                         rig.open(0, conn, Purpose::Data);
                     }
-                    let token = rig.signer.sign(&rig.token(node, network(node))).unwrap();
+                    let token = rig.signer.sign(&Rig::token(node, network(node))).unwrap();
                     rig.authenticate(0, conn, "relay", &token);
                     here.insert(node, conn);
                     known.entry(node).or_default();

@@ -5,9 +5,10 @@
 //! [`Worker::poll_timeout`] says so. After each of these, drain [`Worker::poll_command`].
 //!
 //! Frames between nodes take the short way: [`Worker::route`] reads 13 bytes and looks at two directory entries, and the caller's closure gets the
-//! frame as it lies there. All else (sign-in, pings, errors) is slow path and goes through commands. Sign-in is in [`sign_in`],
+//! frame as it lies there. That is in [`forward`]. All else (sign-in, pings, errors) is slow path and goes through commands. Sign-in is in [`sign_in`],
 //! what the hub says in [`from_hub`], mesh links in [`link`].
 
+mod forward;
 mod from_hub;
 mod link;
 mod sign_in;
@@ -17,9 +18,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::directory::{Directory, Place};
+use super::directory::Directory;
 use super::error_limit::ErrorLimit;
-use super::{ConnId, FromWorker, Hop, Limits, LinkSerial, Verdict, WorkerId};
+use super::{ConnId, FromWorker, Limits, LinkSerial, Verdict, WorkerId};
 use crate::proto::drop_reason::{DropCounters, DropReason};
 use crate::proto::error::{ErrorCode, FrameError};
 use crate::proto::id::{IdMap, NetworkId, NodeId, RelayId};
@@ -27,7 +28,6 @@ use crate::proto::time::{Instant, Now, UnixTime};
 use crate::proto::token::TokenVerifier;
 use crate::proto::token::revocation::RevocationList;
 use crate::proto::wire::control::{ErrorMessage, GoAway, to_payload};
-use crate::proto::wire::data;
 use crate::proto::wire::frame::{Flags, Frame, FrameType, Frames, MAX_PING, write_frame};
 use crate::proto::wire::reassembly::Reassembler;
 
@@ -335,44 +335,6 @@ impl Worker {
         }
     }
 
-    /// Says where a frame goes that came in on `conn`. Drops are counted; no error is sent. `frame` is a whole DATA or SESSION frame.
-    ///
-    /// # Errors
-    /// The frame has no room for its ids, or the connection may not forward yet.
-    pub fn route(&mut self, conn: ConnId, frame: &[u8]) -> Result<Verdict, FrameError> {
-        let route = data::route(frame)?;
-        self.counters.frames_in += 1;
-        self.counters.bytes_in += frame.len() as u64;
-        let verdict = match self.conn_mut(conn).map(|conn| &mut conn.role) {
-            Some(Role::Data(memberships)) if !memberships.is_empty() => self.route_data(conn, route, None),
-            Some(Role::Mesh(link)) => {
-                link.active = true;
-                let relay = link.relay;
-                self.route_mesh(relay, route)
-            }
-            _ => return Err(FrameError::UnexpectedType(frame.get(1).copied().unwrap_or_default())),
-        };
-        self.count(verdict, route.source, frame.len());
-        Ok(verdict)
-    }
-
-    /// Says what to do with a frame that another worker has checked and handed over. Drops are counted.
-    pub fn route_handed_over(&mut self, hop: Hop, frame: &[u8]) -> Verdict {
-        let Ok(route) = data::route(frame) else { return Verdict::Drop(DropReason::Malformed) };
-        let verdict = match hop {
-            Hop::Deliver => match self.directory.find(route.destination).map(|entry| entry.place) {
-                Some(Place::Here(conn)) => Verdict::Local(conn),
-                _ => Verdict::Drop(DropReason::DestinationOffline),
-            },
-            Hop::Mesh(relay) => match self.links.get(&relay) {
-                Some(&LinkPlace::Here(conn, _)) => Verdict::MeshLink(conn),
-                _ => Verdict::Drop(DropReason::MeshLinkDown),
-            },
-        };
-        self.count(verdict, route.source, frame.len());
-        verdict
-    }
-
     /// The shell dropped frames itself (queues).
     pub fn count_drops(&mut self, reason: DropReason, frames: u64) {
         self.drops.add(reason, frames);
@@ -465,146 +427,6 @@ impl Worker {
         self.conns.iter().enumerate().filter_map(info).take(limit).collect()
     }
 
-    fn forward(
-        &mut self,
-        conn: ConnId,
-        frame: &[u8],
-        now: Instant,
-        forward: &mut impl FnMut(Verdict, &[u8]),
-    ) -> Result<(), FrameError> {
-        match self.route(conn, frame)? {
-            Verdict::Drop(reason) => self.say_dropped(conn, reason, frame, now),
-            verdict => forward(verdict, frame),
-        }
-        Ok(())
-    }
-
-    fn forward_via(
-        &mut self,
-        conn: ConnId,
-        via: Frame<'_>,
-        now: Instant,
-        forward: &mut impl FnMut(Verdict, &[u8]),
-    ) -> Result<(), FrameError> {
-        let unexpected = FrameError::UnexpectedType(FrameType::Via as u8);
-        if !matches!(self.conn(conn).map(|conn| &conn.role), Some(Role::Data(all)) if !all.is_empty()) {
-            return Err(unexpected);
-        }
-        let (relay, inner) = data::split_via(via.payload())?;
-        for frame in Frames::new(inner) {
-            let frame = frame?;
-            if !frame.header.kind.is_routed() {
-                return Err(FrameError::UnexpectedType(frame.header.kind as u8));
-            }
-            let route = data::route(frame.bytes)?;
-            self.counters.frames_in += 1;
-            self.counters.bytes_in += frame.bytes.len() as u64;
-            let verdict = self.route_data(conn, route, Some(relay));
-            self.count(verdict, route.source, frame.bytes.len());
-            match verdict {
-                Verdict::Drop(reason) => self.say_dropped(conn, reason, frame.bytes, now),
-                verdict => forward(verdict, frame.bytes),
-            }
-        }
-        Ok(())
-    }
-
-    /// §4.2 and, with `via`, §4.3. A source that is `Here(conn)` proves that it was authenticated on this very connection.
-    fn route_data(&mut self, conn: ConnId, route: data::Route, via: Option<RelayId>) -> Verdict {
-        let source = match self.directory.find(route.source) {
-            Some(entry) if entry.place == Place::Here(conn) => entry,
-            _ => return Verdict::Drop(DropReason::SpoofedSource),
-        };
-        let Some(destination) = self.directory.find(route.destination) else {
-            return Verdict::Drop(DropReason::UnknownDestination);
-        };
-        if destination.network != source.network {
-            return Verdict::Drop(DropReason::OtherNetwork);
-        }
-        if let Some(relay) = via.filter(|relay| *relay != self.relay_id) {
-            if let Some(&place) = self.links.get(&relay) {
-                return self.over(relay, place);
-            }
-            return match destination.place {
-                Place::Nowhere => Verdict::Drop(DropReason::MeshLinkDown),
-                place => deliver(place),
-            };
-        }
-        if destination.place != Place::Nowhere {
-            return deliver(destination.place);
-        }
-        let link = destination.relays.iter().find_map(|relay| Some((*relay, *self.links.get(relay)?)));
-        match link {
-            Some((relay, place)) => self.over(relay, place),
-            None if destination.relays.iter().all(|relay| *relay == self.relay_id) => {
-                Verdict::Drop(DropReason::DestinationOffline)
-            }
-            None => Verdict::Drop(DropReason::MeshLinkDown),
-        }
-    }
-
-    /// From a mesh link frames go to nodes of this relay only, and only when the location table puts their source behind that link.
-    fn route_mesh(&self, relay: RelayId, route: data::Route) -> Verdict {
-        let source = match self.directory.find(route.source) {
-            Some(entry) if entry.relays.contains(&relay) => entry,
-            _ => return Verdict::Drop(DropReason::SpoofedSource),
-        };
-        match self.directory.find(route.destination) {
-            Some(entry) if entry.network != source.network => Verdict::Drop(DropReason::OtherNetwork),
-            Some(entry) if entry.place != Place::Nowhere => deliver(entry.place),
-            _ => Verdict::Drop(DropReason::MeshNotLocal),
-        }
-    }
-
-    fn over(&self, relay: RelayId, place: LinkPlace) -> Verdict {
-        match place {
-            LinkPlace::Here(conn, _) => Verdict::MeshLink(conn),
-            LinkPlace::Worker(worker, _) => Verdict::Worker(worker, Hop::Mesh(relay)),
-        }
-    }
-
-    fn count(&mut self, verdict: Verdict, source: NodeId, length: usize) {
-        match verdict {
-            Verdict::Drop(reason) => {
-                self.drops.count(reason);
-                // A spoofed source says nothing about whose traffic it was.
-                if reason != DropReason::SpoofedSource
-                    && let Some(entry) = self.directory.find(source)
-                {
-                    let network = entry.network;
-                    let room = self.network_drops.len() < MAX_COUNTED_NETWORKS
-                        || self.network_drops.contains_key(&network);
-                    let key = if room { network } else { NetworkId(0) };
-                    self.network_drops.entry(key).or_default().count(reason);
-                }
-                return;
-            }
-            Verdict::MeshLink(conn) => {
-                self.counters.mesh_frames_out += 1;
-                if let Some(Role::Mesh(link)) = self.conn_mut(conn).map(|conn| &mut conn.role) {
-                    link.active = true;
-                }
-            }
-            Verdict::Local(_) | Verdict::Worker(..) => {}
-        }
-        self.counters.frames_out += 1;
-        self.counters.bytes_out += length as u64;
-    }
-
-    /// The ERROR that goes with a dropped frame, at most once a second.
-    fn say_dropped(&mut self, conn: ConnId, reason: DropReason, frame: &[u8], now: Instant) {
-        let code = match reason {
-            DropReason::UnknownDestination | DropReason::OtherNetwork => ErrorCode::UnknownDestination,
-            DropReason::DestinationOffline | DropReason::MeshLinkDown => ErrorCode::DestinationOffline,
-            _ => return,
-        };
-        let Ok(route) = data::route(frame) else { return };
-        let Some(state) = self.conn_mut(conn) else { return };
-        if matches!(state.role, Role::Data(_)) && state.error_limit.allow(route.destination, now) {
-            self.send_error(conn, &ErrorMessage::new(code).about(route.destination));
-        }
-    }
-
     /// Everything that is not forwarded.
     fn handle_frame(&mut self, conn: ConnId, frame: Frame<'_>, now: Now) -> Result<(), FrameError> {
         let kind = frame.header.kind;
@@ -625,10 +447,10 @@ impl Worker {
             (FrameType::Pong | FrameType::Error | FrameType::GoAway, _) => Ok(()),
             (FrameType::AuthRequest, Role::Data(_) | Role::MeshExpectRequest)
             | (FrameType::AuthResponse, Role::MeshExpectResponse(_)) => {
-                match state.reassembler.push(frame)? {
-                    Some(message) => self.sign_in(conn, &message.payload, now),
-                    None => Ok(()),
+                if let Some(message) = state.reassembler.push(frame)? {
+                    self.sign_in(conn, &message.payload, now);
                 }
+                Ok(())
             }
             _ => Err(FrameError::UnexpectedType(kind as u8)),
         }
@@ -703,14 +525,6 @@ impl Worker {
         }
         let waits = |conn: &&Conn| conn.peer == peer && !conn.role.is_authenticated();
         self.conns.iter().flatten().filter(waits).count()
-    }
-}
-
-fn deliver(place: Place) -> Verdict {
-    match place {
-        Place::Here(conn) => Verdict::Local(conn),
-        Place::Worker(worker) => Verdict::Worker(worker, Hop::Deliver),
-        Place::Nowhere => Verdict::Drop(DropReason::DestinationOffline),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Just enough of IPv4 (RFC 791) and IPv6 (RFC 8200) to route a packet: addresses, and what makes a flow.
 //!
 //! Reads are bounded by the packet; what is missing or contradicts itself is [`NotIp`]. IPv6 extension headers are walked up to
-//! [`MAX_EXTENSIONS`]; a flow whose ports cannot be found is told apart by addresses (and the flow label) alone.
+//! eight; a flow whose ports cannot be found is told apart by addresses and protocol alone.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -89,8 +89,8 @@ impl RouteTable {
                 let (_, gateways) = self.v4.get_lpm(&host)?;
                 choose(gateways, packet, addresses, &usable)
                     .or_else(|| {
-                        let shorter: Vec<_> = self.v4.cover_values(&host).collect();
-                        shorter.into_iter().rev().find_map(|g| choose(g, packet, addresses, &usable))
+                        let covering = self.v4.cover_values(&host);
+                        covering.filter_map(|g| choose(g, packet, addresses, &usable)).last()
                     })
                     .or_else(|| choose(gateways, packet, addresses, &|_| true))
             }
@@ -99,8 +99,8 @@ impl RouteTable {
                 let (_, gateways) = self.v6.get_lpm(&host)?;
                 choose(gateways, packet, addresses, &usable)
                     .or_else(|| {
-                        let shorter: Vec<_> = self.v6.cover_values(&host).collect();
-                        shorter.into_iter().rev().find_map(|g| choose(g, packet, addresses, &usable))
+                        let covering = self.v6.cover_values(&host);
+                        covering.filter_map(|g| choose(g, packet, addresses, &usable)).last()
                     })
                     .or_else(|| choose(gateways, packet, addresses, &|_| true))
             }
@@ -221,7 +221,7 @@ mod tests {
                 list.push((prefix, peer as u32));
             }
             for (index, random) in asked {
-                let near = (!routes.is_empty()).then(|| index.get(&routes).0).unwrap_or(random);
+                let near = if routes.is_empty() { random } else { index.get(&routes).0 };
                 for address in [random, near] {
                     let destination = IpAddr::from(address);
                     let best = list.iter().filter(|(p, _)| p.contains(&destination)).max_by_key(|(p, _)| p.prefix_len());

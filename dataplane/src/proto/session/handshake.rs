@@ -4,13 +4,13 @@
 //! [`Session`] of an initiator's frame. Both ends know each other's static keys beforehand: whoever calls has looked them up by their ids and
 //! checked their signatures. A forged answer leaves the state as it was.
 
-use rand_chacha::ChaCha20Rng;
 use snow::{Builder, HandshakeState};
 use zeroize::{Zeroize, Zeroizing};
 
 use super::noise::Resolver;
 use super::transport::{Role, Session, SessionKeys};
 use crate::proto::crypto::keys::{NodeKey, key_id};
+use crate::proto::crypto::random::ErasingRandom;
 use crate::proto::crypto::suite::CipherOffer;
 use crate::proto::id::{NodeId, SessionIndex};
 use crate::proto::time::{Instant, UnixTime};
@@ -88,10 +88,10 @@ pub fn initiate(
     offer: CipherOffer,
     local: SessionIndex,
     timestamp: UnixTime,
-    rng: &mut ChaCha20Rng,
+    random: &mut ErasingRandom,
     now: Instant,
 ) -> Result<(ExpectResponse, Vec<u8>), HandshakeError> {
-    let mut noise = start(ends, Role::Initiator, rng)?;
+    let mut noise = start(ends, Role::Initiator, random)?;
     let mut payload = [0; INIT_PAYLOAD_LEN];
     payload[..8].copy_from_slice(&timestamp.as_micros().to_be_bytes());
     payload[8] = offer.to_byte();
@@ -177,7 +177,7 @@ pub fn respond(
     local: SessionIndex,
     init: &SessionInit<'_>,
     last: Option<UnixTime>,
-    rng: &mut ChaCha20Rng,
+    random: &mut ErasingRandom,
     now: Instant,
 ) -> Result<Responded, HandshakeError> {
     if init.mode != MODE_KK {
@@ -186,7 +186,7 @@ pub fn respond(
     if init.noise.len() != NOISE_INIT_LEN {
         return Err(HandshakeError::NotAuthentic);
     }
-    let mut noise = start(ends, Role::Responder, rng)?;
+    let mut noise = start(ends, Role::Responder, random)?;
     let mut payload = [0; NOISE_INIT_LEN];
     let length = noise.read_message(init.noise, &mut payload)?;
     let (timestamp, offer) = match payload.get(..length).and_then(<[u8]>::split_first_chunk::<8>) {
@@ -214,14 +214,14 @@ pub fn respond(
     Ok(Responded { session, frame, timestamp })
 }
 
-fn start(ends: &Ends<'_>, role: Role, rng: &mut ChaCha20Rng) -> Result<HandshakeState, HandshakeError> {
+fn start(ends: &Ends<'_>, role: Role, random: &mut ErasingRandom) -> Result<HandshakeState, HandshakeError> {
     let (initiator, responder) = match role {
         Role::Initiator => (ends.own, ends.peer),
         Role::Responder => (ends.peer, ends.own),
     };
     let prologue = prologue(initiator, responder);
     let pattern = PATTERN.parse().expect("the pattern is one that the Noise crate knows");
-    let builder = Builder::with_resolver(pattern, Box::new(Resolver::new(rng)))
+    let builder = Builder::with_resolver(pattern, Box::new(Resolver::new(random)))
         .local_private_key(ends.own_key.private())?
         .remote_public_key(ends.peer_key.as_bytes())?
         .prologue(&prologue)?;
@@ -255,8 +255,6 @@ fn split(noise: &mut HandshakeState, role: Role, cipher: crate::proto::crypto::s
 
 #[cfg(test)]
 mod tests {
-    use rand_chacha::rand_core::SeedableRng;
-
     use super::*;
     use crate::proto::wire::data::{DATA_HEADROOM, TAG_LEN};
     use crate::proto::wire::frame::Flags;
@@ -266,17 +264,16 @@ mod tests {
     struct Pair {
         keys: [NodeKey; 2],
         publics: [PublicKey; 2],
-        rng: ChaCha20Rng,
     }
 
     impl Pair {
         fn new() -> Self {
             let keys = [1u8, 2].map(|n| NodeKey::from_private([n; 32]).unwrap());
             let publics = [keys[0].public(), keys[1].public()];
-            Self { keys, publics, rng: ChaCha20Rng::from_seed([3; 32]) }
+            Self { keys, publics }
         }
 
-        fn ends(&self, own: usize) -> (Ends<'_>, ChaCha20Rng) {
+        fn ends(&self, own: usize) -> (Ends<'_>, ErasingRandom) {
             let peer = 1 - own;
             let ends = Ends {
                 own: NodeId(own as u32 + 1),
@@ -284,7 +281,7 @@ mod tests {
                 peer: NodeId(peer as u32 + 1),
                 peer_key: &self.publics[peer],
             };
-            (ends, self.rng.clone())
+            (ends, ErasingRandom::new([own as u8; 32]))
         }
 
         fn initiate(&self, offer: CipherOffer, time: u64) -> (ExpectResponse, Vec<u8>) {

@@ -7,7 +7,7 @@
 //! SessionSet: which session seals, which still open         registry.rs
 //! ```
 //!
-//! [`noise`] lends the Noise crate our X25519 and our randomness, [`rekey`] holds the limits. When to start a handshake, and on which path its
+//! `noise` lends the Noise crate our X25519 and our randomness, [`rekey`] holds the limits. When to start a handshake, and on which path its
 //! messages travel, is the node's business.
 
 pub mod handshake;

@@ -1,37 +1,28 @@
 //! What the Noise crate gets from us: X25519 by aws-lc-rs and randomness from the caller's generator. Its own hash and handshake cipher stay.
 
-use rand_chacha::ChaCha20Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
 use snow::params::{CipherChoice, DHChoice, HashChoice};
 use snow::resolvers::{CryptoResolver, DefaultResolver};
 use snow::types::{Cipher, Dh, Hash, Random};
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::proto::crypto::keys::{NodeKey, diffie_hellman};
+use crate::proto::crypto::random::ErasingRandom;
 
 /// Resolves primitives for one handshake.
 pub(super) struct Resolver {
-    seed: [u8; 32],
+    seed: Zeroizing<[u8; 32]>,
 }
 
 impl Resolver {
-    /// The handshake's ephemeral key is drawn from a generator of its own, seeded from `rng`.
-    pub(super) fn new(rng: &mut ChaCha20Rng) -> Self {
-        let mut seed = [0; 32];
-        rng.fill_bytes(&mut seed);
-        Self { seed }
-    }
-}
-
-impl Drop for Resolver {
-    fn drop(&mut self) {
-        self.seed.zeroize();
+    /// The handshake's ephemeral key is drawn from a generator of its own, seeded from `random`.
+    pub(super) fn new(random: &mut ErasingRandom) -> Self {
+        Self { seed: random.draw() }
     }
 }
 
 impl CryptoResolver for Resolver {
     fn resolve_rng(&self) -> Option<Box<dyn Random>> {
-        Some(Box::new(SeededRandom(ChaCha20Rng::from_seed(self.seed))))
+        Some(Box::new(SeededRandom(ErasingRandom::new(*self.seed))))
     }
 
     fn resolve_dh(&self, choice: &DHChoice) -> Option<Box<dyn Dh>> {
@@ -50,11 +41,14 @@ impl CryptoResolver for Resolver {
     }
 }
 
-struct SeededRandom(ChaCha20Rng);
+struct SeededRandom(ErasingRandom);
 
 impl Random for SeededRandom {
     fn try_fill_bytes(&mut self, dest: &mut [u8]) -> Result<(), snow::Error> {
-        self.0.fill_bytes(dest);
+        for chunk in dest.chunks_mut(32) {
+            let drawn = self.0.draw();
+            chunk.iter_mut().zip(drawn.iter()).for_each(|(to, from)| *to = *from);
+        }
         Ok(())
     }
 }

@@ -146,6 +146,5 @@ pub(super) fn pem(label: &str, der: &[u8]) -> String {
         pem.push_str(&text[start..text.len().min(start + 64)]);
         pem.push('\n');
     }
-    pem.push_str(&format!("-----END {label}-----\n"));
-    pem
+    pem + "-----END " + label + "-----\n"
 }

@@ -1,6 +1,9 @@
 //! What the mesh must do, told as stories under a virtual clock.
 
+#![allow(clippy::unwrap_used, reason = "a scenario that cannot go on has failed")]
+
 mod change;
+mod chaos;
 mod failure;
 mod hostile;
 mod traffic;

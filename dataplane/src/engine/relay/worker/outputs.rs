@@ -21,7 +21,7 @@ struct Output {
 #[derive(Debug)]
 pub(super) struct Outputs {
     policy: QueuePolicy,
-    outputs: Vec<Option<Output>>,
+    slots: Vec<Option<Output>>,
     /// Slots with something new to send.
     marked: Vec<usize>,
     lanes: Vec<Option<LaneSender>>,
@@ -35,7 +35,7 @@ impl Outputs {
         let to_wake = vec![false; lanes.len()];
         Self {
             policy,
-            outputs: Vec::new(),
+            slots: Vec::new(),
             marked: Vec::new(),
             lanes,
             wakers,
@@ -45,15 +45,15 @@ impl Outputs {
     }
 
     pub(super) fn open(&mut self, slot: usize, role: Role, pool: &Pool, mask_seed: [u8; 32]) {
-        if slot >= self.outputs.len() {
-            self.outputs.resize_with(slot + 1, || None);
+        if slot >= self.slots.len() {
+            self.slots.resize_with(slot + 1, || None);
         }
         let outbox = Outbox::new(role, self.policy.max_bytes, pool, mask_seed);
-        self.outputs[slot] = Some(Output { outbox, marked: false });
+        self.slots[slot] = Some(Output { outbox, marked: false });
     }
 
     pub(super) fn close(&mut self, slot: usize) {
-        if let Some(output) = self.outputs.get_mut(slot) {
+        if let Some(output) = self.slots.get_mut(slot) {
             *output = None;
         }
     }
@@ -89,7 +89,7 @@ impl Outputs {
 
     /// There may be something to send.
     pub(super) fn mark(&mut self, slot: usize) {
-        if let Some(output) = self.outputs.get_mut(slot).and_then(Option::as_mut)
+        if let Some(output) = self.slots.get_mut(slot).and_then(Option::as_mut)
             && !std::mem::replace(&mut output.marked, true)
         {
             self.marked.push(slot);
@@ -98,7 +98,7 @@ impl Outputs {
 
     pub(super) fn next_marked(&mut self) -> Option<usize> {
         let slot = self.marked.pop()?;
-        if let Some(output) = self.outputs.get_mut(slot).and_then(Option::as_mut) {
+        if let Some(output) = self.slots.get_mut(slot).and_then(Option::as_mut) {
             output.marked = false;
         }
         Some(slot)
@@ -106,7 +106,7 @@ impl Outputs {
 
     /// The outbox without what is too old.
     pub(super) fn fresh(&mut self, slot: usize, now: Instant) -> Option<&mut Outbox> {
-        let output = self.outputs.get_mut(slot)?.as_mut()?;
+        let output = self.slots.get_mut(slot)?.as_mut()?;
         if output.outbox.queued() > 0 {
             self.policy.expire(&mut output.outbox, now, &mut self.drops);
         }
@@ -123,7 +123,7 @@ impl Outputs {
     }
 
     pub(super) fn queued(&self, slot: usize) -> usize {
-        self.outputs.get(slot).and_then(Option::as_ref).map_or(0, |output| output.outbox.queued())
+        self.slots.get(slot).and_then(Option::as_ref).map_or(0, |output| output.outbox.queued())
     }
 
     pub(super) fn drops(&self) -> &DropCounters {
@@ -132,7 +132,7 @@ impl Outputs {
 
     fn admit(&mut self, conn: ConnId, frame: &[u8], urgent: bool, now: Instant) {
         let slot = conn.0 as usize;
-        let Some(output) = self.outputs.get_mut(slot).and_then(Option::as_mut) else { return };
+        let Some(output) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
         self.policy.admit(&mut output.outbox, frame, urgent, now, &mut self.drops);
         if !std::mem::replace(&mut output.marked, true) {
             self.marked.push(slot);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Membership, Role, Worker, instant_of};
-use crate::proto::error::{ErrorCode, FrameError};
+use crate::proto::error::ErrorCode;
 use crate::proto::id::{NodeId, RelayId};
 use crate::proto::relay::directory::Place;
 use crate::proto::relay::{ConnId, FromWorker};
@@ -15,19 +15,15 @@ use crate::proto::wire::frame::FrameType;
 
 impl Worker {
     /// A whole AUTH_REQUEST or AUTH_RESPONSE, on a connection that expects it.
-    pub(super) fn sign_in(&mut self, conn: ConnId, payload: &[u8], now: Now) -> Result<(), FrameError> {
-        let Some(state) = self.conn(conn) else { return Ok(()) };
+    pub(super) fn sign_in(&mut self, conn: ConnId, payload: &[u8], now: Now) {
+        let Some(state) = self.conn(conn) else { return };
         if let Role::MeshExpectResponse(relay) = state.role {
-            self.mesh_answered(conn, relay, payload, now);
-            return Ok(());
+            return self.mesh_answered(conn, relay, payload, now);
         }
         let for_mesh = matches!(state.role, Role::MeshExpectRequest);
         let request = match parse::<AuthRequest>(FrameType::AuthRequest, payload) {
             Ok(request) => request,
-            Err(error) => {
-                self.fail(conn, error.code(), error.to_string(), None);
-                return Ok(());
-            }
+            Err(error) => return self.fail(conn, error.code(), error.to_string(), None),
         };
         match request {
             AuthRequest::Relay(auth) if !for_mesh => self.sign_in_node(conn, &auth, now),
@@ -37,7 +33,6 @@ impl Worker {
                 self.fail(conn, ErrorCode::Malformed, message, None);
             }
         }
-        Ok(())
     }
 
     fn sign_in_node(&mut self, conn: ConnId, auth: &TokenAuth, now: Now) {

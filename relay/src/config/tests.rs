@@ -1,0 +1,108 @@
+use super::*;
+
+const PUBLIC: &str = "6kpsY+KcUgq+9VB7Ey7F+ZVHdq6+vnuSQh7qaRRG0iw=";
+
+fn settings(text: &str, environment: &[(&str, &str)]) -> anyhow::Result<Settings> {
+    let mut file: File = meshdp::config::parse(Path::new("relay.toml"), text)?;
+    let find =
+        |name: &str| environment.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+    apply_environment(&mut file, &find)?;
+    resolve(file, &Args::default())
+}
+
+fn error(text: &str) -> String {
+    match settings(text, &[]) {
+        Ok(_) => panic!("accepted: {text}"),
+        Err(error) => format!("{error:#}"),
+    }
+}
+
+fn standalone(more: &str) -> String {
+    format!("[jwt]\npublic_key = \"{PUBLIC}\"\n[relay]\nid = 1\nlisten = \"127.0.0.1:0\"\n{more}")
+}
+
+#[test]
+fn a_standalone_relay_needs_a_key_and_an_id() {
+    let settings = settings(&standalone("[stun]\nenabled = false"), &[]).unwrap();
+    assert_eq!(settings.relay.settings.relay_id, RelayId(1));
+    assert!(!settings.relay.settings.has_controller && settings.relay.stun.is_none());
+    assert_eq!(settings.relay.settings.register.capabilities, ["relay"]);
+    assert!(error("[relay]\nlisten = \"127.0.0.1:0\"").contains("nobody could sign in"));
+    assert!(
+        error(&format!("[jwt]\npublic_key = \"{PUBLIC}\"\n[relay]\nlisten = \"127.0.0.1:0\""))
+            .contains("relay.id")
+    );
+}
+
+#[test]
+fn a_listener_without_tls_is_for_loopback_or_behind_a_proxy() {
+    let open = standalone("").replace("127.0.0.1:0", "0.0.0.0:0");
+    let message = error(&open);
+    assert!(
+        message.contains("relay.tls.cert") && message.contains("behind_proxy") && message.contains("--dev"),
+        "{message}"
+    );
+    assert!(settings(&format!("{open}\nbehind_proxy = true"), &[]).is_ok());
+}
+
+#[test]
+fn the_file_of_the_source_is_understood() {
+    let text = r#"{"controller": {"url": "wss://controller.example.com/ws/server", "token": "t"},
+        "jwt": {"secret": "a-secret-of-at-least-thirty-two-bytes"},
+        "relay": {"enabled": true, "listen": "127.0.0.1:443", "ws_data": "/ws/data", "ws_mesh": "/ws/mesh"},
+        "stun": {"enabled": true, "listen": "0.0.0.0:3478", "external_ip": "203.0.113.100", "secondary_ip": "203.0.113.101"},
+        "mesh": {"peers": [{"id": 2, "url": "wss://relay2.example.com/ws/mesh"}]}}"#;
+    let file: File = meshdp::config::parse(Path::new("relay.json"), text).unwrap();
+    let settings = resolve(file, &Args::default()).unwrap();
+    assert_eq!(settings.relay.settings.register.stun, Some("203.0.113.100:3478".parse().unwrap()));
+    assert_eq!(settings.relay.settings.token_keys.unwrap().algorithm, TokenAlgorithm::HS256);
+    assert_eq!(settings.controller.unwrap().url.host, "controller.example.com");
+}
+
+#[test]
+fn mistakes_are_named_with_what_to_do() {
+    for (text, words) in [
+        ("[relay]\nlistn = 1", "relay.toml:2:1: unknown key `listn`; did you mean `listen`?"),
+        ("[relay]\nlisten = \"443\"", "expected address and port"),
+        ("[relay]\nlisten = \"127.0.0.1:0\"\ndriver = \"kqueue\"", "auto, io_uring or epoll"),
+        ("[jwt]\npublic_key = \"x\"", "Ed25519 public key"),
+        ("[jwt]\nsecret = \"short\"", "at least 32 bytes"),
+        ("[jwt]\nalgorithm = \"none\"\n", "unknown variant `none`"),
+        ("[controller]\nurl = \"https://c\"\n", "wss://"),
+        ("[controller]\nurl = \"wss://c\"\n", "controller.token is not"),
+        ("[limits]\nhandshake_timeout_s = 0", "more than 0"),
+        ("[limits]\nqueue_bytes = 1", "at least 131072"),
+        ("[mesh]\npeers = [{ id = 0, url = \"wss://a/\" }]", "id 0"),
+        ("[relay]\nenabled = false\n[stun]\nenabled = false", "nothing to do"),
+    ] {
+        let text = if text.starts_with("[relay]") {
+            text.to_owned()
+        } else {
+            format!("[relay]\nid = 1\nlisten = \"127.0.0.1:0\"\n{text}")
+        };
+        let text =
+            if text.contains("[jwt]") { text } else { format!("{text}\n[jwt]\npublic_key = \"{PUBLIC}\"") };
+        let message = error(&text);
+        assert!(message.contains(words), "{message}\n  should say: {words}");
+    }
+}
+
+#[test]
+fn the_environment_is_over_the_file_and_secrets_are_not_printed() {
+    let environment = [
+        ("EDGELINK_RELAY_ID", "7"),
+        ("EDGELINK_CONTROLLER_TOKEN", "hush"),
+        ("EDGELINK_ADMIN_ENABLED", "false"),
+    ];
+    let over = settings(&standalone(""), &environment).unwrap();
+    assert_eq!(over.relay.settings.relay_id, RelayId(7));
+    assert_eq!(over.admin, None);
+    let bad = settings(&standalone(""), &[("EDGELINK_RELAY_ID", "x")]);
+    assert!(format!("{:#}", bad.err().unwrap()).contains("EDGELINK_RELAY_ID"));
+    let file: File = meshdp::config::parse(
+        Path::new("a.toml"),
+        "[controller]\ntoken = \"hush\"\n[jwt]\nsecret = \"hush\"\n[mesh]\npeers = [{ id = 1, url = \"u\", token = \"hush\" }]",
+    )
+    .unwrap();
+    assert!(!format!("{file:?}").contains("hush"));
+}
