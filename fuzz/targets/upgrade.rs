@@ -4,7 +4,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use libfuzzer_sys::fuzz_target;
-use meshdp::proto::wire::upgrade::{Client, Head, MAX_HEAD, UpgradeError, answer};
+use meshdp::proto::wire::upgrade::{Client, Head, MAX_HEAD, UpgradeError, WholeHead, answer};
 
 const PATHS: &[&str] = &["/ws/data", "/ws/mesh"];
 
@@ -36,7 +36,7 @@ fn collect(bytes: &[u8], step: usize) -> Result<Option<(Vec<u8>, Vec<u8>)>, Upgr
     let mut fed = 0;
     for part in bytes.chunks(step) {
         fed += part.len();
-        if let Some((head, mut after)) = head.push(part)? {
+        if let Some(WholeHead { head, mut after }) = head.push(part)? {
             after.extend_from_slice(&bytes[fed..]);
             return Ok(Some((head, after)));
         }

@@ -23,7 +23,7 @@ use crate::process::own_cpu;
 /// A pair that has received nothing for so long has lost what it waits for.
 const STALL: Duration = Duration::from_millis(300);
 /// After the window, for what is still on its way.
-const DRAIN: Duration = Duration::from_secs(1);
+const DRAIN: Duration = Duration::from_secs(3);
 /// Batches that a pair sends before another one gets its turn.
 const BATCHES_PER_TURN: u32 = 4;
 
@@ -99,7 +99,7 @@ struct Pair {
     /// What one send writes.
     batch: Vec<u8>,
     sent: u64,
-    /// Those given up.
+    /// Given up, so that the window does not stay shut.
     lost: u64,
     /// For noticing a stall.
     seen: u64,
@@ -178,12 +178,12 @@ impl Engine {
         })
     }
 
-    /// Runs until `end`, or until nothing is on its way when nothing is to be sent.
+    /// Runs until `end`, or until all has arrived when nothing is to be sent.
     fn turn_until(&mut self, end: Instant, sending: bool) -> anyhow::Result<()> {
         let mut check_at = Instant::now() + STALL;
         loop {
             let now = Instant::now();
-            if now >= end || (!sending && self.on_the_way() == 0) {
+            if now >= end || (!sending && self.lost() == 0) {
                 return Ok(());
             }
             if now >= check_at {
@@ -250,6 +250,8 @@ impl Engine {
         let batch = u64::from(self.load.batch);
         pair.queued = false;
         let writes = BATCHES_PER_TURN * (32 / self.load.batch.clamp(1, 32));
+        // What was given up may have been late only.
+        pair.lost = pair.lost.min(pair.sent.saturating_sub(received));
         for _ in 0..writes {
             let on_the_way = pair.sent.saturating_sub(pair.lost).saturating_sub(received);
             if on_the_way + batch > u64::from(self.load.window) || sender.blocked() {
@@ -280,11 +282,6 @@ impl Engine {
 
     fn received(&self) -> u64 {
         self.clients.iter().map(|client| client.receiver.frames).sum()
-    }
-
-    fn on_the_way(&self) -> u64 {
-        let sent: u64 = self.pairs.iter().map(|pair| pair.sent - pair.lost).sum();
-        sent.saturating_sub(self.received())
     }
 
     fn lost(&self) -> u64 {

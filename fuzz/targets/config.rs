@@ -1,0 +1,46 @@
+//! Configuration files of relay and node, and the addresses and pins in them and in the controller's messages. Input: which (1) ‖ text.
+//!
+//! The programs' own modules are compiled in here, since programs have no library. Files that a configuration names are not opened.
+#![no_main]
+
+use std::path::Path;
+
+use libfuzzer_sys::fuzz_target;
+use meshdp::engine::relay::dial::{WsUrl, format_pin, parse_pin};
+
+#[allow(dead_code, reason = "only the type of the command line is needed")]
+#[path = "../../relay/src/args.rs"]
+mod args;
+#[allow(dead_code, reason = "only the file is read")]
+#[rustfmt::skip] // its tests lie where only its own crate finds them
+#[path = "../../relay/src/config.rs"]
+mod config;
+#[allow(dead_code, reason = "only the file is read")]
+#[path = "../../node/src/config/file.rs"]
+mod node;
+
+fuzz_target!(|input: &[u8]| {
+    let [which, text @ ..] = input else { return };
+    let Ok(text) = std::str::from_utf8(text) else { return };
+    let path = Path::new(if which % 2 == 0 { "edgelink.toml" } else { "edgelink.json" });
+    match which / 2 % 4 {
+        0 => {
+            explained(path, meshdp::config::parse::<config::File>(path, text).map(|file| format!("{file:?}")))
+        }
+        1 => explained(path, node::parse(path, text).map(|file| format!("{file:?}"))),
+        2 => drop(WsUrl::parse(text)),
+        _ => {
+            if let Ok(pin) = parse_pin(text) {
+                assert!(parse_pin(&format_pin(&pin)).is_ok_and(|again| again == pin));
+            }
+        }
+    }
+});
+
+/// A file that is refused is refused with its name.
+fn explained<E: std::fmt::Display>(path: &Path, outcome: Result<String, E>) {
+    if let Err(error) = outcome {
+        let text = error.to_string();
+        assert!(text.starts_with(path.to_str().expect("a name")), "{text}");
+    }
+}
