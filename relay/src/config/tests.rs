@@ -1,3 +1,5 @@
+//! What files, variables and flags come to, and what is refused.
+
 use super::*;
 
 const PUBLIC: &str = "6kpsY+KcUgq+9VB7Ey7F+ZVHdq6+vnuSQh7qaRRG0iw=";

@@ -1,3 +1,5 @@
+//! Which tokens are accepted, which are refused and why.
+
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::rsa::KeySize;
 use aws_lc_rs::signature::RsaKeyPair;
