@@ -15,6 +15,7 @@ use meshdp::proto::id::RelayId;
 use meshdp::proto::relay::Limits;
 use meshdp::proto::relay::queue::QueuePolicy;
 use meshdp::proto::token::TokenVerifier;
+use meshdp::proto::wire::control::Secret;
 use meshdp::proto::wire::control::server::{MeshPeer, TokenAlgorithm, TokenKey, TokenKeys};
 
 use super::file::{Controller, File, Jwt, LimitsSection, Peer};
@@ -94,7 +95,7 @@ pub(super) fn resolve(file: File, args: &Args) -> anyhow::Result<Settings> {
             *to = Some(url.clone());
         }
     }
-    register.token = file.controller.token.clone().unwrap_or_default();
+    register.token = file.controller.token.clone().unwrap_or_default().into();
     if file.stun.enabled.unwrap_or(true) {
         let listen = address("stun.listen", file.stun.listen.as_deref().unwrap_or(DEFAULT_STUN))?;
         register.capabilities.push("stun".into());
@@ -205,7 +206,7 @@ fn token_keys(jwt: &Jwt) -> anyhow::Result<Option<TokenKeys>> {
         (_, Some(_), None) => bail!("jwt.algorithm {algorithm:?} needs jwt.public_key, not jwt.secret"),
     };
     // The key id of tokens does not matter when there is one key.
-    let keys = TokenKeys { algorithm, keys: vec![TokenKey { kid: String::new(), public }] };
+    let keys = TokenKeys { algorithm, keys: vec![TokenKey { kid: String::new(), public: public.into() }] };
     TokenVerifier::new(&keys).context("jwt")?;
     Ok(Some(keys))
 }
@@ -223,7 +224,7 @@ fn mesh_peer(peer: &Peer) -> anyhow::Result<MeshPeer> {
         name: String::new(),
         mesh_url: Some(peer.url.clone()),
         tls_pin: peer.tls_pin.clone(),
-        mesh_token: peer.token.clone(),
+        mesh_token: peer.token.clone().map(Secret::from),
     })
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::proto::error::ErrorCode;
 use crate::proto::id::{NodeId, RelayId};
 use crate::proto::relay::{ConnId, FromWorker};
+use crate::proto::wire::control::Secret;
 
 /// What a connection is for: the path of its HTTP upgrade says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +20,7 @@ pub enum Purpose {
         /// Who should answer.
         relay: RelayId,
         /// To show there.
-        token: String,
+        token: Secret,
     },
 }
 
