@@ -5,8 +5,8 @@
 //! [`Worker::poll_timeout`] says so. After each of these, drain [`Worker::poll_command`].
 //!
 //! Frames between nodes take the short way: [`Worker::route`] reads 13 bytes and looks at two directory entries, and the caller's closure gets the
-//! frame as it lies there. That is in [`forward`]. All else (sign-in, pings, errors) is slow path and goes through commands. Sign-in is in [`sign_in`],
-//! what the hub says in [`from_hub`], mesh links in [`link`]; what goes in and out is in [`api`].
+//! frame as it lies there. That is in `forward`. All else (sign-in, pings, errors) is slow path and goes through commands. Sign-in is in `sign_in`,
+//! what the hub says in `from_hub`, mesh links in `link`; what goes in and out is in `api`.
 
 mod api;
 mod forward;
