@@ -163,8 +163,8 @@ def dh(private: X25519PrivateKey, public: bytes) -> bytes:
 
 
 def drawn(seed: bytes) -> bytes:
-    """32 bytes from the ChaCha20 generator that the core's randomness is: the keystream under `seed` from block 0."""
-    return Cipher(algorithms.ChaCha20(seed, bytes(16)), mode=None).encryptor().update(bytes(32))
+    """What the core's randomness draws first: of the ChaCha20 keystream under `seed`, the 32 bytes after the 32 that become its next key."""
+    return Cipher(algorithms.ChaCha20(seed, bytes(16)), mode=None).encryptor().update(bytes(64))[32:]
 
 
 def sessions() -> dict:

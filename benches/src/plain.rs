@@ -185,7 +185,7 @@ fn sign_in(message: &[u8]) -> anyhow::Result<NodeId> {
         bail!("expected AUTH_REQUEST");
     }
     match parse(frame.header.kind, &message[HEADER_LEN..])? {
-        AuthRequest::Relay(auth) => Ok(NodeId(auth.token.parse()?)),
+        AuthRequest::Relay(auth) => Ok(NodeId(auth.token.reveal().parse()?)),
         _ => bail!("expected a relay token"),
     }
 }

@@ -78,7 +78,7 @@ impl Relay {
         config.workers = given.workers;
         config.settings.relay_id = RelayId(given.relay_id);
         let register = &mut config.settings.register;
-        register.token = given.token;
+        register.token = given.token.into();
         register.data_url = given.data_url;
         register.mesh_url = given.mesh_url;
         register.stun = given.stun;

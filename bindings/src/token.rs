@@ -72,7 +72,7 @@ impl TokenSigner {
         let key = self.0.verification_key();
         let dict = PyDict::new(py);
         dict.set_item("kid", key.kid)?;
-        dict.set_item("public", key.public)?;
+        dict.set_item("public", key.public.reveal())?;
         Ok(dict)
     }
 
@@ -107,7 +107,7 @@ impl TokenVerifier {
                     .ok_or_else(|| errors::mesh(py, format!("a token key lacks {name:?}")))?
                     .extract()
             };
-            read.push(TokenKey { kid: field("kid")?, public: field("public")? });
+            read.push(TokenKey { kid: field("kid")?, public: field("public")?.into() });
         }
         token::TokenVerifier::new(&TokenKeys { algorithm, keys: read })
             .map(Self)

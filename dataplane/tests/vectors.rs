@@ -7,6 +7,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use meshdp::proto::crypto::keys::{MachineKey, NodeKey, key_id, verify_control, verify_node_key};
+use meshdp::proto::crypto::random::ErasingRandom;
 use meshdp::proto::crypto::suite::CipherOffer;
 use meshdp::proto::error::FrameError;
 use meshdp::proto::id::{NodeId, RelayId, SessionIndex};
@@ -21,8 +22,6 @@ use meshdp::proto::wire::data::{DATA_HEADROOM, Route, TAG_LEN};
 use meshdp::proto::wire::frame::{Flags, Frames};
 use meshdp::proto::wire::handshake::{SessionInit, SessionResponse};
 use meshdp::proto::wire::reassembly::{Message, Reassembler};
-use rand_chacha::ChaCha20Rng;
-use rand_chacha::rand_core::SeedableRng;
 use serde_json::Value;
 
 fn vectors(name: &str) -> Value {
@@ -124,21 +123,22 @@ fn sessions_are_those_of_the_vectors_byte_for_byte() {
         let key = |name: &str| NodeKey::from_private(bytes(&case[name])).unwrap();
         let (i_key, r_key) = (key("initiator_static"), key("responder_static"));
         let (i_public, r_public) = (i_key.public(), r_key.public());
-        let rng = |name: &str| ChaCha20Rng::from_seed(bytes(&case[name]));
+        let random = |name: &str| ErasingRandom::new(bytes(&case[name]));
         let stamp = UnixTime::from_micros(case["timestamp_us"].as_u64().unwrap());
         let offer = CipherOffer::from_byte(u8::try_from(number("offer")).unwrap()).unwrap();
         let now = Instant::ZERO;
 
         let ends = Ends { own: initiator, own_key: &i_key, peer: responder, peer_key: &r_public };
         let index = SessionIndex(number("initiator_index"));
-        let (waiting, init) = initiate(&ends, offer, index, stamp, &mut rng("initiator_seed"), now).unwrap();
+        let (waiting, init) =
+            initiate(&ends, offer, index, stamp, &mut random("initiator_seed"), now).unwrap();
         assert_eq!(init, hex(&case["session_init"]));
 
         let ends = Ends { own: responder, own_key: &r_key, peer: initiator, peer_key: &i_public };
         let index = SessionIndex(number("responder_index"));
         let init = SessionInit::parse(&init).unwrap();
         let mut responded =
-            respond(&ends, offer, index, &init, None, &mut rng("responder_seed"), now).unwrap();
+            respond(&ends, offer, index, &init, None, &mut random("responder_seed"), now).unwrap();
         assert_eq!(responded.frame, hex(&case["session_response"]));
         let mut begun = waiting.read(&SessionResponse::parse(&responded.frame).unwrap(), now).unwrap();
 

@@ -356,7 +356,7 @@ fn config(index: usize, other_machine: MachineKey, other_key: SignedNodeKey) -> 
                 subnet6: None,
             },
             addresses: vec![format!("{}/24", host(index)).parse().expect("an address")],
-            relay_token: "token".to_owned(),
+            relay_token: "token".into(),
             relay_token_expires: UNIX + 5400,
             peers: vec![Peer {
                 node_id: IDS[other],

@@ -16,6 +16,7 @@ use meshdp::proto::relay::{ConnId, Hop, Limits, ToWorker, Verdict, WorkerId};
 use meshdp::proto::time::{Instant, Now, UnixTime};
 use meshdp::proto::token::sign::TokenSigner;
 use meshdp::proto::token::{MeshSubject, RelaySubject, Token};
+use meshdp::proto::wire::control::Secret;
 use meshdp::proto::wire::control::server::{ServerRegister, TokenAlgorithm, TokenKeys};
 use meshdp::proto::wire::data;
 use meshdp::proto::wire::frame::{Flags, FrameType, Frames, write_frame};
@@ -73,7 +74,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let register = ServerRegister {
-            token: String::new(),
+            token: Secret::default(),
             version: String::new(),
             capabilities: Vec::new(),
             data_url: None,
@@ -161,7 +162,7 @@ impl World {
         let purpose = match purpose % 4 {
             0 | 1 => Purpose::Data,
             2 => Purpose::MeshIn,
-            _ => Purpose::MeshOut { relay: RelayId(2), token: String::new() },
+            _ => Purpose::MeshOut { relay: RelayId(2), token: Secret::default() },
         };
         if self.workers[worker].open(conn, IpAddr::V4(Ipv4Addr::LOCALHOST), self.now.instant).is_ok() {
             self.workers[worker].upgraded(conn, purpose);

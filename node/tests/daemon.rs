@@ -213,7 +213,7 @@ impl TestController {
                     format!("10.77.1.{}/24", index + 1).parse().unwrap(),
                     format!("fd77:1::{}/64", index + 1).parse().unwrap(),
                 ],
-                relay_token: node_id(index).to_string(),
+                relay_token: node_id(index).to_string().into(),
                 relay_token_expires: 4_000_000_000,
                 peers: peers.collect(),
                 routes: routes.collect(),

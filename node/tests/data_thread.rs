@@ -129,7 +129,7 @@ fn config(own: u32, other: u32, relays: &[&TestRelay]) -> Config {
                 subnet6: None,
             },
             addresses: vec![format!("{}/24", address(own)).parse().unwrap()],
-            relay_token: own.to_string(),
+            relay_token: own.to_string().into(),
             relay_token_expires: 4_000_000_000,
             peers: vec![Peer {
                 node_id: NodeId(other),

@@ -133,7 +133,7 @@ fn start_edgelink(setting: &Setting, tls: bool, driver: &str) -> anyhow::Result<
         relay["behind_proxy"] = true.into();
     }
     let config = serde_json::json!({
-        "jwt": { "algorithm": "EdDSA", "public_key": signer()?.verification_key().public },
+        "jwt": { "algorithm": "EdDSA", "public_key": signer()?.verification_key().public.reveal() },
         "relay": relay,
         "stun": { "enabled": false },
         "admin": { "enabled": false },

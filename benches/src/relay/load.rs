@@ -318,7 +318,7 @@ fn sign_in(
     let mut transport =
         Transport::connect(server.address, tls, "/ws/data", &mut |bytes| receiver.push(bytes))?;
     let request = AuthRequest::Relay(TokenAuth {
-        token: (server.token)(own)?,
+        token: (server.token)(own)?.into(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     });
     let (mut frame, mut message) = (Vec::new(), Vec::new());

@@ -450,7 +450,7 @@ const fn algorithm(algorithm: TokenAlgorithm) -> Algorithm {
 
 fn decoding_key(algorithm: TokenAlgorithm, key: &TokenKey) -> Result<DecodingKey, TokenKeyError> {
     let invalid = |expected| TokenKeyError::Invalid { kid: key.kid.clone(), expected };
-    let text = key.public.trim();
+    let text = key.public.reveal().trim();
     let is_pem = text.starts_with("-----BEGIN");
     match algorithm {
         TokenAlgorithm::EdDSA if is_pem => DecodingKey::from_ed_pem(text.as_bytes())

@@ -8,13 +8,13 @@ use meshdp::proto::id::{NetworkId, NodeId, RelayId, RouteId};
 use meshdp::proto::time::Now;
 use meshdp::proto::token::sign::TokenSigner;
 use meshdp::proto::token::{MeshSubject, RelaySubject, Subject, Token};
-use meshdp::proto::wire::control::PublicKey;
 use meshdp::proto::wire::control::node::{
     Change, Config, ConfigUpdate, Membership, Network, Paths, Peer, Relay, Route, Settings, SignedNodeKey,
 };
 use meshdp::proto::wire::control::server::{
     MeshPeer, NodeLocation, NodeLocations, Revocations, ServerConfig, ServerSettings, TokenKeys,
 };
+use meshdp::proto::wire::control::{PublicKey, Secret};
 
 /// A membership, as the controller knows it.
 #[derive(Clone, Debug)]
@@ -112,9 +112,9 @@ impl Controller {
         self.signer.sign(&token).expect("Ed25519 signs anything")
     }
 
-    fn relay_token(&mut self, node_id: NodeId, network_id: NetworkId, now: Now) -> (String, u64) {
+    fn relay_token(&mut self, node_id: NodeId, network_id: NetworkId, now: Now) -> (Secret, u64) {
         let subject = RelaySubject { node_id, network_id, allowed_relays: Vec::new() };
-        (self.token(subject, 5400, now), now.unix.as_secs() + 5400)
+        (self.token(subject, 5400, now).into(), now.unix.as_secs() + 5400)
     }
 
     /// A peer as `from` sees it.
@@ -238,7 +238,7 @@ impl Controller {
                     name: format!("relay-{other}"),
                     mesh_url: Some(format!("wss://relay-{other}.example/ws/mesh")),
                     tls_pin: None,
-                    mesh_token: Some(mesh_token),
+                    mesh_token: Some(mesh_token.into()),
                 }
             })
             .collect();

@@ -8,6 +8,7 @@ use meshdp::proto::relay::mesh::Dial;
 use meshdp::proto::relay::worker::{Command, Worker};
 use meshdp::proto::relay::{ConnId, Limits, WorkerId};
 use meshdp::proto::time::{Instant, Now};
+use meshdp::proto::wire::control::Secret;
 use meshdp::proto::wire::control::server::ServerRegister;
 use meshdp::proto::wire::frame::FrameType;
 use rand_chacha::ChaCha20Rng;
@@ -50,7 +51,7 @@ impl RelayHost {
             mesh_peers: Vec::new(),
             has_controller: true,
             register: ServerRegister {
-                token: String::new(),
+                token: Secret::default(),
                 version: "sim".into(),
                 capabilities: vec!["relay".into()],
                 data_url: None,

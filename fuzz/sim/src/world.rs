@@ -15,7 +15,7 @@ use meshdp::proto::node::{Checksum, Event, Outgoing};
 use meshdp::proto::time::{Instant, Now, UnixTime};
 use meshdp::proto::wire::control::node::{AdvertisedRoute, ConfigUpdate};
 use meshdp::proto::wire::control::server::{NodeLocations, ServerRegister};
-use meshdp::proto::wire::control::{parse, to_payload};
+use meshdp::proto::wire::control::{Secret, parse, to_payload};
 use meshdp::proto::wire::data::{DATA_HEADROOM, TAG_LEN, via_header};
 use meshdp::proto::wire::frame::FrameType;
 use rand_chacha::ChaCha20Rng;
@@ -41,7 +41,7 @@ enum Happening {
     Frame { connection: u64, side: usize, bytes: Vec<u8> },
     Closed { connection: u64, side: usize },
     Dialled { machine: usize, relay: RelayId, start: u64 },
-    MeshDialled { from: RelayId, to: RelayId, token: String },
+    MeshDialled { from: RelayId, to: RelayId, token: Secret },
     RelayToController { relay: RelayId, kind: FrameType, payload: Vec<u8> },
     ControllerToRelay { relay: RelayId, kind: FrameType, payload: Vec<u8> },
     Update { machine: usize, update: Box<ConfigUpdate> },

@@ -153,7 +153,7 @@ impl Conversation {
             arch: std::env::consts::ARCH.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             networks: introduction.networks.clone(),
-            enrolment_key: introduction.enrolment_key.as_ref().map(|key| key.0.clone()),
+            enrolment_key: introduction.enrolment_key.as_ref().map(|key| key.0.as_str().into()),
             config_version: identity.config_version,
             routes: introduction.routes.clone(),
         }))
@@ -296,7 +296,7 @@ mod tests {
             Ok(())
         );
         assert_eq!(verify_node_key(&request.machine_key, &request.node_key), Ok(()));
-        assert_eq!((request.config_version, request.enrolment_key.as_deref()), (7, Some("welcome")));
+        assert_eq!((request.config_version, request.enrolment_key), (7, Some("welcome".into())));
         assert!(!conversation.is_signed_in());
     }
 

@@ -101,7 +101,7 @@ async fn serve(relay: u16, stream: tokio::net::TcpStream, inboxes: Inboxes, seen
                     else {
                         panic!()
                     };
-                    let id: u32 = auth.token.parse().unwrap();
+                    let id: u32 = auth.token.reveal().parse().unwrap();
                     inboxes.lock().unwrap().insert(id, to_me.clone());
                     let authorised = NodeAuthorised {
                         node_id: NodeId(id),

@@ -1,3 +1,10 @@
+//! What files, variables and flags come to, and what is refused.
+
+use std::path::Path;
+
+use meshdp::proto::id::RelayId;
+use meshdp::proto::wire::control::server::TokenAlgorithm;
+
 use super::*;
 
 const PUBLIC: &str = "6kpsY+KcUgq+9VB7Ey7F+ZVHdq6+vnuSQh7qaRRG0iw=";

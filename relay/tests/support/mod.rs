@@ -62,7 +62,7 @@ pub fn mesh_token(from: u16, to: u16) -> String {
 
 /// A configuration that stands alone: one key, plain on loopback, ports by the system, two workers.
 pub fn standalone(id: u16, more: &str) -> String {
-    let public = signer().verification_key().public;
+    let public = signer().verification_key().public.reveal().to_owned();
     format!(
         "[jwt]\npublic_key = \"{public}\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[stun]\nlisten = \"127.0.0.1:0\"\n\
          [relay]\nid = {id}\nlisten = \"127.0.0.1:0\"\nworkers = 2\n{more}"

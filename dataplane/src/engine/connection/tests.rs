@@ -1,3 +1,5 @@
+//! Two ends over memory: messages, closes and refusals, however the bytes between them are cut.
+
 #![allow(clippy::option_option, reason = "whether it came, and whether it said something")]
 
 use proptest::prelude::*;

@@ -15,6 +15,7 @@ use crate::proto::relay::Limits;
 use crate::proto::relay::hub::Settings;
 use crate::proto::relay::queue::QueuePolicy;
 use crate::proto::token::TokenKeyError;
+use crate::proto::wire::control::Secret;
 use crate::proto::wire::control::server::ServerRegister;
 
 /// More threads than that gain nothing: each pair has a lane.
@@ -52,7 +53,7 @@ pub struct RelayConfig {
 impl Default for RelayConfig {
     fn default() -> Self {
         let register = ServerRegister {
-            token: String::new(),
+            token: Secret::default(),
             version: env!("CARGO_PKG_VERSION").into(),
             capabilities: vec!["relay".into()],
             data_url: None,

@@ -12,6 +12,7 @@ use crate::engine::connection::ClientOptions;
 use crate::engine::tls::{Pin, Roots, TlsError, client_config};
 use crate::proto::id::RelayId;
 use crate::proto::relay::mesh::Dial;
+use crate::proto::wire::control::Secret;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Addresses of one name that are tried.
@@ -49,7 +50,7 @@ pub enum DialError {
 #[derive(Debug)]
 pub(super) struct Dialled {
     pub(super) relay: RelayId,
-    pub(super) token: String,
+    pub(super) token: Secret,
     pub(super) socket: OwnedFd,
     pub(super) address: IpAddr,
     pub(super) options: ClientOptions,

@@ -4,8 +4,8 @@
 //! control messages ([`RelayHandle::control`] in, [`RelayHandle::next_event`] out) over whatever link to a controller it has, or over none. The
 //! rules are in [`crate::proto::relay`]; here are threads, sockets, clocks and files:
 //!
-//! - [`worker`]: one thread per core with a listener of its own (SO_REUSEPORT), share-nothing; frames for another worker go over a [`lane`];
-//! - [`hub_thread`]: carries reports of workers to the hub and its commands back, starts dials ([`dial`]), writes state ([`state`]).
+//! - `worker`: one thread per core with a listener of its own (SO_REUSEPORT), share-nothing; frames for another worker go over a `lane`;
+//! - `hub_thread`: carries reports of workers to the hub and its commands back, starts dials ([`dial`]), writes state (`state`).
 //!
 //! The hub is behind a lock that forwarding never takes.
 

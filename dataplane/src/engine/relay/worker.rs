@@ -32,7 +32,7 @@ use crate::proto::relay::queue::QueuePolicy;
 use crate::proto::relay::worker::{Command, Purpose, Worker};
 use crate::proto::relay::{ConnId, ToWorker, Verdict, WorkerId};
 use crate::proto::time::{Instant, Now};
-use crate::proto::wire::control::{ErrorMessage, to_payload};
+use crate::proto::wire::control::{ErrorMessage, Secret, to_payload};
 use crate::proto::wire::frame::{Flags, FrameType, write_frame};
 use crate::proto::wire::websocket::Role;
 use outputs::Outputs;
@@ -82,7 +82,7 @@ struct Peer {
     token: Token,
     connection: Connection,
     /// Dialled, and not upgraded yet.
-    dialling: Option<(RelayId, String)>,
+    dialling: Option<(RelayId, Secret)>,
     closing: bool,
     shut: bool,
 }
@@ -228,7 +228,7 @@ impl<D: Driver> Shell<D> {
         token: Token,
         connection: Connection,
         role: Role,
-        dialling: Option<(RelayId, String)>,
+        dialling: Option<(RelayId, Secret)>,
     ) {
         let slot = token.slot();
         if slot >= self.peers.len() {

@@ -17,7 +17,7 @@ pub(super) struct Slot {
     pub(super) starved: bool,
     pub(super) paused: bool,
     pub(super) shutdown: bool,
-    /// [`Event::Closed`] is among the known events.
+    /// [`Event::Closed`](crate::engine::driver::Event::Closed) is among the known events.
     pub(super) dead: bool,
     /// Dead to the outside; waits for its operations.
     pub(super) closing: bool,

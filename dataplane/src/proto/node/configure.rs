@@ -20,6 +20,7 @@ use crate::proto::path::backoff::jitter;
 use crate::proto::routing::source::AllowedAddresses;
 use crate::proto::routing::table::{Gateway, PeerKey};
 use crate::proto::time::Now;
+use crate::proto::wire::control::Secret;
 use crate::proto::wire::control::node::{self, Change, Config, ConfigUpdate, Relay};
 
 /// A peer's own address beats every route to it.
@@ -227,7 +228,7 @@ impl Node {
         });
     }
 
-    fn set_token(&mut self, own: NodeId, token: String, expires: u64, now: Now) {
+    fn set_token(&mut self, own: NodeId, token: Secret, expires: u64, now: Now) {
         let Some(membership) = self.memberships.get_mut(&own) else { return };
         membership.token_expires = expires;
         if membership.token != token {

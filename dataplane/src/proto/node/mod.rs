@@ -50,10 +50,10 @@ use crate::proto::path::choice::{Path, Usable};
 use crate::proto::routing::source::AllowedAddresses;
 use crate::proto::routing::table::PeerKey;
 use crate::proto::time::{Instant, Now};
-use crate::proto::wire::control::PublicKey;
 use crate::proto::wire::control::node::{
     AdvertisedRoute, Config, End, LatencyReport, LatencySample, SignedNodeKey,
 };
+use crate::proto::wire::control::{PublicKey, Secret};
 use crate::proto::wire::data::via_header;
 
 pub use api::{
@@ -102,7 +102,7 @@ struct Membership {
     network: NetworkId,
     network_name: String,
     addresses: Vec<IpNet>,
-    token: String,
+    token: Secret,
     token_expires: u64,
     /// Destinations that are let in.
     accepts: AllowedAddresses,

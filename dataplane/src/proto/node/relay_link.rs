@@ -12,7 +12,9 @@ use crate::proto::id::{NodeId, RelayId};
 use crate::proto::path::liveness::Due;
 use crate::proto::time::{Instant, Now};
 use crate::proto::wire::control::server::TokenAuth;
-use crate::proto::wire::control::{AuthRequest, AuthResponse, ErrorMessage, GoAway, parse, to_payload};
+use crate::proto::wire::control::{
+    AuthRequest, AuthResponse, ErrorMessage, GoAway, Secret, parse, to_payload,
+};
 use crate::proto::wire::frame::{Flags, Frame, FrameHeader, FrameType, HEADER_LEN, MAX_PING, write_frame};
 use crate::proto::wire::reassembly::write_control;
 
@@ -250,7 +252,7 @@ impl Node {
         self.relays_due(now);
     }
 
-    fn transmit_auth(&mut self, relay: RelayId, token: String, now: Instant) {
+    fn transmit_auth(&mut self, relay: RelayId, token: Secret, now: Instant) {
         let auth = AuthRequest::Relay(TokenAuth { token, version: self.version.clone() });
         self.transmit(relay, FrameType::AuthRequest, &to_payload(&auth), now);
     }

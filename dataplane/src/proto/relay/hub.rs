@@ -23,7 +23,7 @@ use crate::proto::wire::control::server::{
     MeshPeer, NodeLocation, NodeLocations, Revocations, ServerChange, ServerConfig, ServerConfigUpdate,
     ServerRegister, ServerSettings, TokenKeys,
 };
-use crate::proto::wire::control::{MessageError, parse, to_payload};
+use crate::proto::wire::control::{MessageError, Secret, parse, to_payload};
 use crate::proto::wire::frame::FrameType;
 
 /// Without a word from the controller for that long, grace begins (`docs/protocol.md` §6).
@@ -53,7 +53,7 @@ pub struct SavedState {
     pub config: ServerConfig,
     /// The relay's own token, when the controller has renewed it.
     #[serde(default)]
-    pub server_token: Option<String>,
+    pub server_token: Option<Secret>,
 }
 
 /// What the shell is to do.
@@ -102,7 +102,7 @@ pub struct Hub {
     config: Option<ServerConfig>,
     nodes: BTreeMap<NodeId, NodeLocation>,
     revoked: RevocationList,
-    server_token: Option<String>,
+    server_token: Option<Secret>,
     owners: BTreeMap<NodeId, WorkerId>,
     mesh: Mesh,
     commands: VecDeque<HubCommand>,

@@ -10,6 +10,7 @@ use rand_core::RngCore;
 use super::{LinkSerial, WorkerId};
 use crate::proto::id::RelayId;
 use crate::proto::time::Instant;
+use crate::proto::wire::control::Secret;
 use crate::proto::wire::control::server::MeshPeer;
 
 /// First wait after a failure; doubles to [`MAX_BACKOFF`], with full jitter, as nodes do at the controller (§3.6).
@@ -26,7 +27,7 @@ pub struct Dial {
     /// `wss://host[:port]/path`
     pub url: String,
     /// To show there.
-    pub token: String,
+    pub token: Secret,
     /// `sha256:` hex, accepted beside the usual roots.
     pub tls_pin: Option<String>,
 }

@@ -5,9 +5,10 @@
 //! [`Worker::poll_timeout`] says so. After each of these, drain [`Worker::poll_command`].
 //!
 //! Frames between nodes take the short way: [`Worker::route`] reads 13 bytes and looks at two directory entries, and the caller's closure gets the
-//! frame as it lies there. That is in [`forward`]. All else (sign-in, pings, errors) is slow path and goes through commands. Sign-in is in [`sign_in`],
-//! what the hub says in [`from_hub`], mesh links in [`link`].
+//! frame as it lies there. That is in `forward`. All else (sign-in, pings, errors) is slow path and goes through commands. Sign-in is in `sign_in`,
+//! what the hub says in `from_hub`, mesh links in `link`; what goes in and out is in `api`.
 
+mod api;
 mod forward;
 mod from_hub;
 mod link;
@@ -30,106 +31,12 @@ use crate::proto::token::revocation::RevocationList;
 use crate::proto::wire::control::{ErrorMessage, GoAway, to_payload};
 use crate::proto::wire::frame::{Flags, Frame, FrameType, Frames, MAX_PING, write_frame};
 use crate::proto::wire::reassembly::Reassembler;
+pub use api::{Command, ConnectionInfo, Counters, Purpose, Refusal};
 
 /// The longest control message from a node or relay: an AUTH_REQUEST with the longest token, three times over.
 const MAX_CONTROL: usize = 16 << 10;
 /// Networks that drops are counted for one by one; those beyond share the last counter.
 const MAX_COUNTED_NETWORKS: usize = 1024;
-
-/// What a connection is for: the path of its HTTP upgrade says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// `/ws/data`: a node.
-    Data,
-    /// `/ws/mesh`: another relay that dialled us.
-    MeshIn,
-    /// `/ws/mesh` of another relay that we dialled.
-    MeshOut {
-        /// Who should answer.
-        relay: RelayId,
-        /// To show there.
-        token: String,
-    },
-}
-
-/// Why a connection is not taken.
-#[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Refusal {
-    /// All places are taken.
-    #[error("too many connections")]
-    Connections,
-    /// Too many that have not authenticated.
-    #[error("too many unauthenticated connections")]
-    Unauthenticated,
-    /// Too many of them from this address.
-    #[error("too many unauthenticated connections from one address")]
-    Address,
-    /// The relay is about to stop.
-    #[error("draining")]
-    Draining,
-}
-
-/// What the shell is to do.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Command {
-    /// Send a frame before any data that waits.
-    Send {
-        /// On which connection.
-        conn: ConnId,
-        /// The whole frame.
-        frame: Vec<u8>,
-    },
-    /// Close after what was sent; the machine has forgotten the connection already. [`Worker::closed`] may still be called.
-    Close {
-        /// Which.
-        conn: ConnId,
-        /// WebSocket close code.
-        code: u16,
-    },
-    /// Tell the hub.
-    Report(FromWorker),
-}
-
-/// What a worker counts, besides drops.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Frames received to be forwarded.
-    pub frames_in: u64,
-    /// Their bytes.
-    pub bytes_in: u64,
-    /// Frames handed to a connection or another worker.
-    pub frames_out: u64,
-    /// Their bytes.
-    pub bytes_out: u64,
-    /// Of these, over the mesh.
-    pub mesh_frames_out: u64,
-    /// Sign-ins that succeeded.
-    pub sign_ins: u64,
-    /// ERROR frames, by their code's place in [`ErrorCode::ALL`].
-    pub errors: [u64; ErrorCode::ALL.len()],
-    /// Connections not taken.
-    pub refused: u64,
-    /// Cut because nothing was authenticated in time.
-    pub handshake_timeouts: u64,
-}
-
-/// For `/debug/connections`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConnectionInfo {
-    /// Its number.
-    pub conn: ConnId,
-    /// `opening`, `data` or `mesh`
-    pub kind: &'static str,
-    /// The other end (the proxy, behind one).
-    pub peer: IpAddr,
-    /// Nodes authenticated on it.
-    pub nodes: Vec<NodeId>,
-    /// The relay at the other end.
-    pub relay: Option<RelayId>,
-    /// Since it was accepted.
-    pub age: Duration,
-}
 
 /// One worker.
 #[derive(Debug)]

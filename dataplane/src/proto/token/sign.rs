@@ -78,7 +78,7 @@ impl TokenSigner {
 
     /// What verifiers need, in wire form. For HS256 this is the secret itself.
     pub fn verification_key(&self) -> TokenKey {
-        TokenKey { kid: self.kid.clone(), public: self.public.to_string() }
+        TokenKey { kid: self.kid.clone(), public: self.public.as_str().into() }
     }
 
     /// Goes with [`Self::verification_key`].

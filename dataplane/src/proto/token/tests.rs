@@ -1,3 +1,5 @@
+//! Which tokens are accepted, which are refused and why.
+
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::rsa::KeySize;
 use aws_lc_rs::signature::RsaKeyPair;
@@ -129,7 +131,8 @@ fn the_token_does_not_choose_its_algorithm_or_key() {
     }
     // The classic confusion: HS256 with the public key as its secret.
     let secret = signer().verification_key().public;
-    let confused = TokenSigner::hs256("k1", secret.as_bytes()).unwrap().sign(&relay_token()).unwrap();
+    let confused =
+        TokenSigner::hs256("k1", secret.reveal().as_bytes()).unwrap().sign(&relay_token()).unwrap();
     assert_eq!(check(&public, &confused, T), Err(TokenError::Algorithm));
     let other_kid = TokenSigner::eddsa("k2", &[7; 32]).unwrap().sign(&relay_token()).unwrap();
     assert_eq!(check(&public, &other_kid, T), Err(TokenError::UnknownKey));

@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 pub const MAGIC_COOKIE: u32 = 0x2112_A442;
 /// Bytes before the attributes.
 pub const HEADER_LEN: usize = 20;
-/// The longest answer: 420 with [`MAX_UNKNOWN`] attributes.
+/// The longest answer: 420 with `MAX_UNKNOWN` attributes.
 pub const MAX_RESPONSE: usize = 256;
 /// Requests longer than this are not answered: a Binding request has no business beyond a minimal MTU (RFC 8489 §6.1).
 pub const MAX_REQUEST: usize = 1280;

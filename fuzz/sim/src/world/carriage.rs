@@ -4,6 +4,7 @@ use meshdp::proto::id::RelayId;
 use meshdp::proto::node::Received;
 use meshdp::proto::relay::worker::Purpose;
 use meshdp::proto::relay::{ConnId, Verdict};
+use meshdp::proto::wire::control::Secret;
 use meshdp::proto::wire::frame::{FrameHeader, FrameType, Frames};
 
 use super::{Happening, World};
@@ -149,7 +150,7 @@ impl World {
         self.drain_relay(relay);
     }
 
-    pub(super) fn mesh_dialled(&mut self, from: RelayId, to: RelayId, token: String) {
+    pub(super) fn mesh_dialled(&mut self, from: RelayId, to: RelayId, token: Secret) {
         if !self.relays.get(&from).is_some_and(|host| host.up) {
             return;
         }

@@ -7,7 +7,7 @@ use crate::proto::id::RelayId;
 use crate::proto::relay::{ConnId, FromWorker, LinkSerial};
 use crate::proto::time::{Instant, Now};
 use crate::proto::wire::control::server::TokenAuth;
-use crate::proto::wire::control::{AuthRequest, to_payload};
+use crate::proto::wire::control::{AuthRequest, Secret, to_payload};
 use crate::proto::wire::frame::{Flags, FrameType};
 use crate::proto::wire::reassembly::write_control;
 
@@ -36,7 +36,7 @@ pub(super) struct Link {
 
 impl Worker {
     /// Asks to be let in at the relay that we dialled.
-    pub(super) fn request_mesh(&mut self, conn: ConnId, token: String) {
+    pub(super) fn request_mesh(&mut self, conn: ConnId, token: Secret) {
         let version = env!("CARGO_PKG_VERSION").into();
         let request = to_payload(&AuthRequest::Mesh(TokenAuth { token, version }));
         let mut frame = Vec::new();

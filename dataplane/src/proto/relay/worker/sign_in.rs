@@ -39,7 +39,7 @@ impl Worker {
         let Some(verifier) = self.verifier.clone().filter(|_| self.relay_id.0 != 0) else {
             return self.fail(conn, ErrorCode::Unavailable, "relay has no token keys yet".into(), None);
         };
-        match verifier.verify_relay(&auth.token, self.relay_id, &self.revoked, now.unix, self.grace) {
+        match verifier.verify_relay(auth.token.reveal(), self.relay_id, &self.revoked, now.unix, self.grace) {
             Ok(token) => self.admit(conn, token, now),
             Err(error) => self.fail(conn, error.code(), error.to_string(), None),
         }
@@ -121,7 +121,7 @@ impl Worker {
         let Some(verifier) = self.verifier.clone().filter(|_| self.relay_id.0 != 0) else {
             return self.fail(conn, ErrorCode::Unavailable, "relay has no token keys yet".into(), None);
         };
-        match verifier.verify_mesh(&auth.token, self.relay_id, &self.revoked, now.unix, self.grace) {
+        match verifier.verify_mesh(auth.token.reveal(), self.relay_id, &self.revoked, now.unix, self.grace) {
             Ok(token) => {
                 let answer = RelayAuthorised { relay_id: self.relay_id };
                 self.send(conn, FrameType::AuthResponse, &to_payload(&AuthResponse::Mesh(answer)));

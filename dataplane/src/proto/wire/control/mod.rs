@@ -5,6 +5,7 @@
 
 pub mod bytes;
 pub mod node;
+pub mod secret;
 pub mod server;
 
 use serde::de::DeserializeOwned;
@@ -14,6 +15,7 @@ use super::frame::FrameType;
 use crate::proto::error::ErrorCode;
 use crate::proto::id::NodeId;
 pub use bytes::{Base64, PublicKey, Signature};
+pub use secret::Secret;
 
 /// Why a payload is not the message it should be.
 #[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]

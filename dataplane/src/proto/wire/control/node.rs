@@ -6,6 +6,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::bytes::{Base64, PublicKey, Signature};
+use super::secret::Secret;
 use crate::proto::id::{NetworkId, NodeId, RelayId, RouteId};
 
 /// AUTH_CHALLENGE.
@@ -79,7 +80,7 @@ pub struct MachineAuth {
     pub networks: Vec<String>,
     /// Authorises at once where the operator made such a key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub enrolment_key: Option<String>,
+    pub enrolment_key: Option<Secret>,
     /// What the node has; 0: nothing.
     #[serde(default)]
     pub config_version: u64,
@@ -120,7 +121,7 @@ pub struct MachineAuthorised {
     pub nodes: Vec<NodeState>,
     /// For REST calls as this node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub auth_token: Option<String>,
+    pub auth_token: Option<Secret>,
     /// Unix seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub auth_token_expires: Option<u64>,
@@ -172,7 +173,7 @@ pub struct Membership {
     /// Own addresses with the subnet's prefix length.
     pub addresses: Vec<IpNet>,
     /// For `/ws/data`.
-    pub relay_token: String,
+    pub relay_token: Secret,
     /// Unix seconds.
     pub relay_token_expires: u64,
     /// The others.
@@ -325,7 +326,7 @@ pub enum Change {
     },
     TokenSet {
         node_id: NodeId,
-        relay_token: String,
+        relay_token: Secret,
         relay_token_expires: u64,
     },
     SettingsSet {

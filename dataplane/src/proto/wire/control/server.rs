@@ -4,23 +4,17 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::secret::Secret;
 use crate::proto::id::{NetworkId, NodeId, RelayId};
 
 /// AUTH_REQUEST `relay` and `mesh`.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenAuth {
     /// relay_token or mesh_token.
-    pub token: String,
+    pub token: Secret,
     /// Of the software.
     #[serde(default)]
     pub version: String,
-}
-
-impl std::fmt::Debug for TokenAuth {
-    /// Leaves the token out.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TokenAuth").field("version", &self.version).finish_non_exhaustive()
-    }
 }
 
 /// AUTH_RESPONSE `relay`.
@@ -46,7 +40,7 @@ pub struct RelayAuthorised {
 pub struct ServerRegister {
     /// server_token; absent for a relay built into the controller.
     #[serde(default)]
-    pub token: String,
+    pub token: Secret,
     /// Of the software.
     #[serde(default)]
     pub version: String,
@@ -73,19 +67,12 @@ pub struct ServerRegister {
 }
 
 /// A public (or, for HS256, shared) key that tokens are checked with.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenKey {
     /// In the JWT's header.
     pub kid: String,
-    /// EdDSA: base64 of 32 bytes. RS256: PEM. HS256: base64 of the secret.
-    pub public: String,
-}
-
-impl std::fmt::Debug for TokenKey {
-    /// Leaves the key out: for HS256 it is a secret.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TokenKey").field("kid", &self.kid).finish_non_exhaustive()
-    }
+    /// EdDSA: base64 of 32 bytes. RS256: PEM. HS256: base64 of the secret, which is why it is treated as one.
+    pub public: Secret,
 }
 
 /// The algorithms a controller may sign with.
@@ -110,7 +97,7 @@ pub struct TokenKeys {
 }
 
 /// Another relay, as relays see it.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MeshPeer {
     /// Its id.
     pub id: RelayId,
@@ -124,17 +111,7 @@ pub struct MeshPeer {
     pub tls_pin: Option<String>,
     /// To show there.
     #[serde(default)]
-    pub mesh_token: Option<String>,
-}
-
-impl std::fmt::Debug for MeshPeer {
-    /// Leaves the token out.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("MeshPeer")
-            .field("id", &self.id)
-            .field("mesh_url", &self.mesh_url)
-            .finish_non_exhaustive()
-    }
+    pub mesh_token: Option<Secret>,
 }
 
 /// Where a node is: the whole list, replacing what was known.
@@ -267,6 +244,6 @@ pub enum ServerChange {
     RelaySet { relay: MeshPeer },
     RelayRemove { relay_id: RelayId },
     KeysSet { token_keys: TokenKeys },
-    ServerToken { token: String },
+    ServerToken { token: Secret },
     SettingsSet { settings: ServerSettings },
 }

@@ -1,3 +1,5 @@
+//! WebSocket frames and masks, held against tungstenite.
+
 use std::io::{self, Cursor};
 
 use proptest::prelude::*;

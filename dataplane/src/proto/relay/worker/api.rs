@@ -1,0 +1,104 @@
+//! What goes into a [`super::Worker`] and what comes out, as values.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::proto::error::ErrorCode;
+use crate::proto::id::{NodeId, RelayId};
+use crate::proto::relay::{ConnId, FromWorker};
+use crate::proto::wire::control::Secret;
+
+/// What a connection is for: the path of its HTTP upgrade says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// `/ws/data`: a node.
+    Data,
+    /// `/ws/mesh`: another relay that dialled us.
+    MeshIn,
+    /// `/ws/mesh` of another relay that we dialled.
+    MeshOut {
+        /// Who should answer.
+        relay: RelayId,
+        /// To show there.
+        token: Secret,
+    },
+}
+
+/// Why a connection is not taken.
+#[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// All places are taken.
+    #[error("too many connections")]
+    Connections,
+    /// Too many that have not authenticated.
+    #[error("too many unauthenticated connections")]
+    Unauthenticated,
+    /// Too many of them from this address.
+    #[error("too many unauthenticated connections from one address")]
+    Address,
+    /// The relay is about to stop.
+    #[error("draining")]
+    Draining,
+}
+
+/// What the shell is to do.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Command {
+    /// Send a frame before any data that waits.
+    Send {
+        /// On which connection.
+        conn: ConnId,
+        /// The whole frame.
+        frame: Vec<u8>,
+    },
+    /// Close after what was sent; the machine has forgotten the connection already. [`super::Worker::closed`] may still be called.
+    Close {
+        /// Which.
+        conn: ConnId,
+        /// WebSocket close code.
+        code: u16,
+    },
+    /// Tell the hub.
+    Report(FromWorker),
+}
+
+/// What a worker counts, besides drops.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Frames received to be forwarded.
+    pub frames_in: u64,
+    /// Their bytes.
+    pub bytes_in: u64,
+    /// Frames handed to a connection or another worker.
+    pub frames_out: u64,
+    /// Their bytes.
+    pub bytes_out: u64,
+    /// Of these, over the mesh.
+    pub mesh_frames_out: u64,
+    /// Sign-ins that succeeded.
+    pub sign_ins: u64,
+    /// ERROR frames, by their code's place in [`ErrorCode::ALL`].
+    pub errors: [u64; ErrorCode::ALL.len()],
+    /// Connections not taken.
+    pub refused: u64,
+    /// Cut because nothing was authenticated in time.
+    pub handshake_timeouts: u64,
+}
+
+/// For `/debug/connections`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectionInfo {
+    /// Its number.
+    pub conn: ConnId,
+    /// `opening`, `data` or `mesh`
+    pub kind: &'static str,
+    /// The other end (the proxy, behind one).
+    pub peer: IpAddr,
+    /// Nodes authenticated on it.
+    pub nodes: Vec<NodeId>,
+    /// The relay at the other end.
+    pub relay: Option<RelayId>,
+    /// Since it was accepted.
+    pub age: Duration,
+}

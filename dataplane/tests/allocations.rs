@@ -1,0 +1,259 @@
+//! The hot paths allocate nothing: a node that seals and opens packets, a relay that says where frames go.
+//!
+//! Allocations are counted by thread, so that the test harness and the other test do not disturb.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot set up its machines has failed")]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use meshdp::proto::crypto::keys::{MachineKey, NodeKey};
+use meshdp::proto::id::{NetworkId, NodeId, RelayId};
+use meshdp::proto::node::{Checksum, Node, NodeSettings, Outgoing, Received};
+use meshdp::proto::relay::worker::{Purpose, Worker};
+use meshdp::proto::relay::{ConnId, Limits, ToWorker, Verdict, WorkerId};
+use meshdp::proto::time::{Instant, Now, UnixTime};
+use meshdp::proto::token::sign::TokenSigner;
+use meshdp::proto::token::{RelaySubject, Token, TokenVerifier};
+use meshdp::proto::wire::control::node::{Config, Membership, Network, Paths, Peer, Relay, Settings};
+use meshdp::proto::wire::control::server::{NodeAuthorised, TokenAlgorithm, TokenAuth, TokenKeys};
+use meshdp::proto::wire::control::{AuthRequest, AuthResponse, to_payload};
+use meshdp::proto::wire::data::{DATA_HEADROOM, Route, TAG_LEN};
+use meshdp::proto::wire::frame::{Flags, FrameType, Frames, write_frame};
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+fn count() {
+    // Fails only while the thread ends.
+    let _ = ALLOCATIONS.try_with(|allocations| allocations.set(allocations.get() + 1));
+}
+
+#[expect(unsafe_code, reason = "an allocator cannot be written without")]
+// SAFETY: every call goes to the system's allocator as it came; counting touches a thread-local cell that never allocates.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promise about `layout` is handed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: as for `alloc`.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: `pointer` came from the system's allocator with `layout`, because all of ours do.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as for `realloc`.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Allocations and reallocations of this thread while `work` ran.
+fn allocations(work: impl FnOnce()) -> u64 {
+    let before = ALLOCATIONS.get();
+    work();
+    ALLOCATIONS.get() - before
+}
+
+const T: u64 = 1_770_000_000;
+const RELAY: RelayId = RelayId(1);
+
+fn at(ms: u64) -> Now {
+    let passed = Duration::from_millis(ms);
+    Now { instant: Instant::ZERO + passed, unix: UnixTime::from_secs(T) + passed }
+}
+
+fn machine(n: u8) -> MachineKey {
+    MachineKey::from_seed(&[n; 32]).unwrap()
+}
+
+fn node_key(n: u8) -> NodeKey {
+    NodeKey::from_private([n; 32]).unwrap()
+}
+
+fn config(own: u8, other: u8) -> Config {
+    let peer = Peer {
+        node_id: NodeId(other.into()),
+        name: "other".into(),
+        machine_key: machine(other).public(),
+        node_key: Some(machine(other).sign_node_key(node_key(other).public(), 1)),
+        addresses: vec![[10, 0, 0, other].into()],
+        online: true,
+        relays: vec![RELAY],
+        path: Paths::default(),
+    };
+    let membership = Membership {
+        node_id: NodeId(own.into()),
+        name: "own".into(),
+        network: Network {
+            id: NetworkId(1),
+            name: "default".into(),
+            subnet4: Some("10.0.0.0/24".parse().unwrap()),
+            subnet6: None,
+        },
+        addresses: vec![format!("10.0.0.{own}/24").parse().unwrap()],
+        relay_token: "token".into(),
+        relay_token_expires: T + 5400,
+        peers: vec![peer],
+        routes: Vec::new(),
+    };
+    let relay = Relay {
+        id: RELAY,
+        name: "relay".into(),
+        region: String::new(),
+        data_url: Some("wss://relay/ws/data".into()),
+        tls_pin: None,
+        stun: None,
+    };
+    Config { version: 1, memberships: vec![membership], relays: vec![relay], settings: Settings::default() }
+}
+
+/// A node that is signed in at the relay.
+fn node(own: u8, other: u8, aes: bool) -> Node {
+    let settings = NodeSettings {
+        machine: machine(own),
+        node_key: node_key(own),
+        node_key_created: 1,
+        previous_node_key: None,
+        aes,
+        seed: [own; 32],
+        version: String::new(),
+        advertised: Vec::new(),
+        pins: Vec::new(),
+    };
+    let mut node = Node::new(settings, at(0));
+    node.apply_config(config(own, other), at(0));
+    node.relay_connected(RELAY, at(0));
+    let answer = NodeAuthorised { node_id: NodeId(own.into()), relay_id: RELAY, expires: T + 5400 };
+    let mut frame = Vec::new();
+    let payload = to_payload(&AuthResponse::Relay(answer));
+    write_frame(FrameType::AuthResponse, Flags::NONE, &payload, &mut frame).unwrap();
+    node.handle_relay_frame(RELAY, &mut frame, at(0));
+    node
+}
+
+/// Carries what waits on either side to the other until nothing does.
+fn carry(nodes: &mut [Node; 2], now: Now) {
+    let mut buffer = Vec::new();
+    let mut moved = true;
+    while std::mem::take(&mut moved) {
+        for from in 0..2 {
+            while nodes[from].poll_transmit(&mut buffer).is_some() {
+                let frames: Vec<_> =
+                    Frames::new(&buffer).map(|frame| frame.unwrap().bytes.to_vec()).collect();
+                buffer.clear();
+                for mut frame in frames {
+                    if FrameType::Data as u8 & 0xf0 == frame[1] & 0xf0 {
+                        moved = true;
+                        nodes[1 - from].handle_relay_frame(RELAY, &mut frame, now);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One packet there and one back, in the buffer they lie in.
+fn there_and_back(nodes: &mut [Node; 2], buffers: &mut [Vec<u8>; 2], now: Now) {
+    for from in 0..2 {
+        let buffer = &mut buffers[from];
+        let packet = &mut buffer[DATA_HEADROOM..];
+        packet[..12].copy_from_slice(&[0x45, 0, 0x05, 0x14, 0, 0, 0, 0, 64, 17, 0, 0]);
+        packet[12..16].copy_from_slice(&[10, 0, 0, from as u8 + 1]);
+        packet[16..20].copy_from_slice(&[10, 0, 0, 2 - from as u8]);
+        let outgoing = nodes[from].handle_packet(buffer, Checksum::Complete, now);
+        let Outgoing::Send { relay: RELAY, via: None, frame } = outgoing else { panic!("{outgoing:?}") };
+        let received = nodes[1 - from].handle_relay_frame(RELAY, &mut buffer[frame], now);
+        assert!(matches!(received, Received::Packet { .. }), "{received:?}");
+    }
+}
+
+#[test]
+fn allocations_are_counted() {
+    let mut text = std::hint::black_box(Vec::with_capacity(1));
+    assert_eq!(allocations(|| text.extend_from_slice(&[1; 100])), 1, "one that grows");
+    assert_eq!(allocations(|| drop(std::hint::black_box(Box::new(text.len())))), 1, "and a new one");
+}
+
+#[test]
+fn a_node_seals_and_opens_without_allocating() {
+    for aes in [false, true] {
+        let mut nodes = [node(1, 2, aes), node(2, 1, aes)];
+        let mut buffers = [(); 2].map(|()| vec![0; DATA_HEADROOM + 1300 + TAG_LEN]);
+        let mut first = vec![0; DATA_HEADROOM + 20 + TAG_LEN];
+        first[DATA_HEADROOM..DATA_HEADROOM + 20]
+            .copy_from_slice(&[0x45, 0, 0, 20, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+        assert_eq!(nodes[0].handle_packet(&mut first, Checksum::Complete, at(1)), Outgoing::Queued);
+        carry(&mut nodes, at(1));
+        for _ in 0..10 {
+            there_and_back(&mut nodes, &mut buffers, at(2));
+        }
+        let allocated = allocations(|| {
+            for ms in 0..1000 {
+                there_and_back(&mut nodes, &mut buffers, at(3 + ms));
+            }
+        });
+        assert_eq!(allocated, 0, "with AES: {aes}");
+    }
+}
+
+#[test]
+fn a_relay_says_where_frames_go_without_allocating() {
+    let signer = TokenSigner::eddsa("k1", &[7; 32]).unwrap();
+    let keys = TokenKeys { algorithm: TokenAlgorithm::EdDSA, keys: vec![signer.verification_key()] };
+    let mut worker = Worker::new(WorkerId(0), Limits::default());
+    let verifier = Some(Arc::new(TokenVerifier::new(&keys).unwrap()));
+    worker.handle_hub(&ToWorker::Identity { relay_id: RELAY, verifier }, at(0));
+    for (conn, node) in [(0, 17), (1, 18)] {
+        worker.open(ConnId(conn), IpAddr::V4(Ipv4Addr::LOCALHOST), at(0).instant).unwrap();
+        worker.upgraded(ConnId(conn), Purpose::Data);
+        let token = Token {
+            subject: RelaySubject {
+                node_id: NodeId(node),
+                network_id: NetworkId(1),
+                allowed_relays: Vec::new(),
+            },
+            jti: format!("t{node}"),
+            iat: T,
+            exp: T + 5400,
+            not_after: None,
+        };
+        let token = signer.sign(&token).unwrap().into();
+        let payload = to_payload(&AuthRequest::Relay(TokenAuth { token, version: String::new() }));
+        let mut frame = Vec::new();
+        write_frame(FrameType::AuthRequest, Flags::NONE, &payload, &mut frame).unwrap();
+        worker.handle_message(ConnId(conn), &frame, at(0), |_, _| {});
+        while worker.poll_command().is_some() {}
+    }
+    let mut frame = Vec::new();
+    let mut payload = Route { source: NodeId(17), destination: NodeId(18) }.to_bytes().to_vec();
+    payload.extend_from_slice(&[0xAB; 1300]);
+    write_frame(FrameType::Data, Flags::NONE, &payload, &mut frame).unwrap();
+    assert_eq!(worker.route(ConnId(0), &frame), Ok(Verdict::Local(ConnId(1))));
+    let allocated = allocations(|| {
+        for _ in 0..1000 {
+            assert_eq!(worker.route(ConnId(0), &frame), Ok(Verdict::Local(ConnId(1))));
+            worker.handle_message(ConnId(0), &frame, at(1), |verdict, forwarded| {
+                assert_eq!((verdict, forwarded), (Verdict::Local(ConnId(1)), frame.as_slice()));
+            });
+        }
+    });
+    assert_eq!(allocated, 0);
+}

@@ -1,0 +1,269 @@
+//! From the file as it stands to settings that can be started with: checked, with defaults, and refused with what to do about it.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use meshdp::engine::Prefer;
+use meshdp::engine::relay::RelayConfig;
+use meshdp::engine::relay::dial::{WsUrl, format_pin, parse_pin};
+use meshdp::engine::tls::{self, Roots};
+use meshdp::proto::id::RelayId;
+use meshdp::proto::relay::Limits;
+use meshdp::proto::relay::queue::QueuePolicy;
+use meshdp::proto::token::TokenVerifier;
+use meshdp::proto::wire::control::Secret;
+use meshdp::proto::wire::control::server::{MeshPeer, TokenAlgorithm, TokenKey, TokenKeys};
+
+use super::file::{Controller, File, Jwt, LimitsSection, Peer};
+use super::{ControllerSettings, Settings};
+use crate::args::Args;
+
+/// Where nodes connect when nothing is said: HTTPS, over IPv6 and IPv4.
+const DEFAULT_LISTEN: &str = "[::]:443";
+/// With `--dev`: a port that needs no permission, on this machine only.
+const DEFAULT_DEV_LISTEN: &str = "127.0.0.1:8443";
+const DEFAULT_STUN: &str = "[::]:3478";
+const DEFAULT_ADMIN: &str = "127.0.0.1:9090";
+
+/// Checks what the file says and fills in the rest.
+pub(super) fn resolve(file: File, args: &Args) -> anyhow::Result<Settings> {
+    let mut notes = Vec::new();
+    let state_dir = file.state_dir.clone().unwrap_or_else(default_state_dir);
+    let mut relay = RelayConfig { state_dir: Some(state_dir.clone()), ..RelayConfig::default() };
+    let enabled = file.relay.enabled.unwrap_or(true);
+    let register = &mut relay.settings.register;
+    register.capabilities.clear();
+    if enabled {
+        register.capabilities.push("relay".into());
+        let default = if args.dev { DEFAULT_DEV_LISTEN } else { DEFAULT_LISTEN };
+        let listen = address("relay.listen", file.relay.listen.as_deref().unwrap_or(default))?;
+        relay.listen = Some(listen);
+        let behind_proxy = file.relay.behind_proxy.unwrap_or(false);
+        let names = self_signed_names(listen, file.relay.data_url.as_deref());
+        relay.tls = match &file.relay.tls {
+            Some(files) => Some(tls::server_config(&files.cert, &files.key)?),
+            None if args.dev => {
+                let (config, pin) = tls::self_signed(&names, &state_dir)?;
+                register.tls_pin = Some(format_pin(&pin));
+                notes.push(format!(
+                    "--dev: self-signed certificate in {}, for trying out only; clients trust it by tls_pin {}",
+                    state_dir.display(),
+                    format_pin(&pin)
+                ));
+                Some(config)
+            }
+            None if behind_proxy => {
+                notes
+                    .push(format!("{listen} has no TLS: the proxy before it must have (relay.behind_proxy)"));
+                None
+            }
+            None if listen.ip().is_loopback() => {
+                notes.push(format!("{listen} has no TLS: reachable from this machine only"));
+                None
+            }
+            None => bail!(
+                "relay.listen {listen} is reachable from outside and has no certificate: set relay.tls.cert and relay.tls.key, set \
+                 relay.behind_proxy = true when a proxy before it does TLS, or start with --dev for a self-signed one"
+            ),
+        };
+        if behind_proxy {
+            // All connections come from the proxy's address.
+            relay.limits.max_unauthenticated_per_address = usize::MAX;
+        }
+    }
+    relay.data_path = path("relay.ws_data", file.relay.ws_data, "/ws/data")?;
+    relay.mesh_path = path("relay.ws_mesh", file.relay.ws_mesh, "/ws/mesh")?;
+    if relay.data_path == relay.mesh_path {
+        bail!("relay.ws_data and relay.ws_mesh are the same path");
+    }
+    relay.workers = file.relay.workers.unwrap_or(0);
+    let driver = file.relay.driver.as_deref().unwrap_or_default();
+    relay.driver = driver.parse::<Prefer>().context("relay.driver")?;
+    relay.settings.relay_id = RelayId(file.relay.id.unwrap_or(0));
+    relay.settings.token_keys = token_keys(&file.jwt)?;
+    let register = &mut relay.settings.register;
+    for (key, url, to) in [
+        ("relay.data_url", &file.relay.data_url, &mut register.data_url),
+        ("relay.mesh_url", &file.relay.mesh_url, &mut register.mesh_url),
+    ] {
+        if let Some(url) = url {
+            WsUrl::parse(url).with_context(|| format!("{key} = {url:?}"))?;
+            *to = Some(url.clone());
+        }
+    }
+    register.token = file.controller.token.clone().unwrap_or_default().into();
+    if file.stun.enabled.unwrap_or(true) {
+        let listen = address("stun.listen", file.stun.listen.as_deref().unwrap_or(DEFAULT_STUN))?;
+        register.capabilities.push("stun".into());
+        register.stun = file.stun.external_ip.map(|ip| SocketAddr::new(ip, listen.port()));
+        relay.stun = Some(listen);
+    }
+    if file.stun.secondary_ip.is_some() {
+        notes.push("stun.secondary_ip is not used yet (NAT behaviour discovery, RFC 5780)".into());
+    }
+    if !enabled && relay.stun.is_none() {
+        bail!("relay.enabled and stun.enabled are both false: nothing to do");
+    }
+    for peer in &file.mesh.peers {
+        relay.settings.mesh_peers.push(mesh_peer(peer)?);
+    }
+    relay.mesh_roots = file.mesh.ca_file.clone().map_or(Roots::Native, Roots::File);
+    let controller = controller(&file.controller)?;
+    relay.settings.has_controller = controller.is_some();
+    if enabled && controller.is_none() && relay.settings.token_keys.is_none() {
+        bail!(
+            "no controller.url and no jwt.public_key (or jwt.secret): nobody could sign in; set one of them"
+        );
+    }
+    if enabled && controller.is_none() && relay.settings.relay_id.0 == 0 {
+        bail!("without controller.url this relay needs an id: set relay.id (1 to 65535)");
+    }
+    limits(&file.limits, &mut relay.limits, &mut relay.queue)?;
+    let admin = match file.admin.enabled {
+        Some(false) => None,
+        _ => Some(address("admin.listen", file.admin.listen.as_deref().unwrap_or(DEFAULT_ADMIN))?),
+    };
+    if let Some(admin) = admin.filter(|admin| !admin.ip().is_loopback()) {
+        notes.push(format!("admin.listen {admin} is reachable from outside and asks for no password"));
+    }
+    let drain = seconds("limits.drain_s", file.limits.drain_s, 5.0)?;
+    Ok(Settings {
+        relay,
+        controller,
+        admin,
+        log_level: file.log.level.unwrap_or_else(|| "info".into()),
+        log_format: file.log.format.unwrap_or_default(),
+        drain,
+        notes,
+    })
+}
+
+fn limits(section: &LimitsSection, limits: &mut Limits, queue: &mut QueuePolicy) -> anyhow::Result<()> {
+    let default = limits.handshake_timeout.as_secs_f64();
+    limits.handshake_timeout = seconds("limits.handshake_timeout_s", section.handshake_timeout_s, default)?;
+    for (key, value, to, least) in [
+        ("max_connections", section.max_connections, &mut limits.max_connections, 1),
+        ("max_unauthenticated", section.max_unauthenticated, &mut limits.max_unauthenticated, 1),
+        (
+            "max_unauthenticated_per_address",
+            section.max_unauthenticated_per_address,
+            &mut limits.max_unauthenticated_per_address,
+            1,
+        ),
+        ("max_memberships", section.max_memberships, &mut limits.max_memberships, 1),
+        // One frame must fit.
+        ("queue_bytes", section.queue_bytes, &mut queue.max_bytes, 128 << 10),
+    ] {
+        if let Some(value) = value {
+            if value < least {
+                bail!("limits.{key} = {value}: at least {least}");
+            }
+            *to = value;
+        }
+    }
+    if let Some(age) = section.queue_age_ms {
+        queue.max_age = Duration::from_millis(age);
+    }
+    Ok(())
+}
+
+fn seconds(key: &str, value: Option<f64>, default: f64) -> anyhow::Result<Duration> {
+    let value = value.unwrap_or(default);
+    match Duration::try_from_secs_f64(value) {
+        Ok(duration) if value > 0.0 && value <= 3600.0 => Ok(duration),
+        _ => bail!("{key} = {value}: more than 0 and at most 3600 seconds"),
+    }
+}
+
+fn address(key: &str, text: &str) -> anyhow::Result<SocketAddr> {
+    text.parse()
+        .with_context(|| format!("{key} = {text:?}: expected address and port, like 0.0.0.0:443 or [::]:443"))
+}
+
+fn path(key: &str, value: Option<String>, default: &str) -> anyhow::Result<String> {
+    let path = value.unwrap_or_else(|| default.to_owned());
+    if !path.starts_with('/') || path.contains(|c: char| c.is_whitespace() || matches!(c, '?' | '#')) {
+        bail!("{key} = {path:?}: expected a path like {default}");
+    }
+    Ok(path)
+}
+
+fn token_keys(jwt: &Jwt) -> anyhow::Result<Option<TokenKeys>> {
+    let algorithm = jwt.algorithm.unwrap_or(match (&jwt.secret, &jwt.public_key) {
+        // As in the source's files, where a secret alone means HS256.
+        (Some(_), None) => TokenAlgorithm::HS256,
+        _ => TokenAlgorithm::EdDSA,
+    });
+    let public = match (algorithm, &jwt.secret, &jwt.public_key) {
+        (_, None, None) => return Ok(None),
+        (TokenAlgorithm::HS256, Some(secret), _) => STANDARD.encode(secret),
+        (TokenAlgorithm::HS256, None, _) => bail!("jwt.algorithm HS256 needs jwt.secret"),
+        (_, _, Some(public)) => public.clone(),
+        (_, Some(_), None) => bail!("jwt.algorithm {algorithm:?} needs jwt.public_key, not jwt.secret"),
+    };
+    // The key id of tokens does not matter when there is one key.
+    let keys = TokenKeys { algorithm, keys: vec![TokenKey { kid: String::new(), public: public.into() }] };
+    TokenVerifier::new(&keys).context("jwt")?;
+    Ok(Some(keys))
+}
+
+fn mesh_peer(peer: &Peer) -> anyhow::Result<MeshPeer> {
+    if peer.id == 0 {
+        bail!("mesh.peers: id 0 is not valid");
+    }
+    WsUrl::parse(&peer.url).with_context(|| format!("mesh.peers: {:?}", peer.url))?;
+    if let Some(pin) = &peer.tls_pin {
+        parse_pin(pin).context("mesh.peers")?;
+    }
+    Ok(MeshPeer {
+        id: RelayId(peer.id),
+        name: String::new(),
+        mesh_url: Some(peer.url.clone()),
+        tls_pin: peer.tls_pin.clone(),
+        mesh_token: peer.token.clone().map(Secret::from),
+    })
+}
+
+fn controller(section: &Controller) -> anyhow::Result<Option<ControllerSettings>> {
+    let Some(url) = &section.url else { return Ok(None) };
+    let mut url = WsUrl::parse(url).with_context(|| format!("controller.url = {url:?}"))?;
+    if url.path == "/" {
+        url.path = "/ws/server".into();
+    }
+    if section.token.as_deref().unwrap_or_default().is_empty() {
+        bail!(
+            "controller.url is set but controller.token is not: get one with `edgelink-ctl server add`, then set it in the file, as \
+             EDGELINK_CONTROLLER_TOKEN or with --token"
+        );
+    }
+    let pin = section.tls_pin.as_deref().map(parse_pin).transpose().context("controller.tls_pin")?;
+    let roots = section.ca_file.clone().map_or(Roots::Native, Roots::File);
+    Ok(Some(ControllerSettings { url, roots, pin }))
+}
+
+/// Names for a self-signed certificate: what nodes may dial.
+fn self_signed_names(listen: SocketAddr, data_url: Option<&str>) -> Vec<String> {
+    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    if !listen.ip().is_unspecified() {
+        names.push(listen.ip().to_string());
+    }
+    names.extend(data_url.and_then(|url| WsUrl::parse(url).ok()).map(|url| url.host));
+    names.sort();
+    names.dedup();
+    names
+}
+
+fn default_state_dir() -> PathBuf {
+    let var = |name| std::env::var_os(name).map(PathBuf::from);
+    let home = || var("HOME").map(|home| home.join(".local/state"));
+    if Path::new("/var/lib/edgelink-relay").is_dir() {
+        return "/var/lib/edgelink-relay".into();
+    }
+    var("STATE_DIRECTORY")
+        .or_else(|| var("XDG_STATE_HOME").or_else(home).map(|base| base.join("edgelink-relay")))
+        .unwrap_or_else(|| "/var/lib/edgelink-relay".into())
+}
