@@ -59,7 +59,7 @@ $(VENV)/.stamp: dev-requirements.txt controller-py/requirements-dev.lock control
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; python3 is $$(python3 --version)" >&2; exit 3; }
 	@python3 -m venv $(VENV) || { scripts/need python3-venv:no-such-command; python3 -m venv $(VENV); }
 	@$(PY) -m pip install -q uv
-	@VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install -q -r controller-py/requirements-dev.lock -r dev-requirements.txt
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install -q --compile-bytecode -r controller-py/requirements-dev.lock -r dev-requirements.txt
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install -q --no-deps -e controller-py
 	@touch $@
 

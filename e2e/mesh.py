@@ -110,6 +110,8 @@ class Mesh:
             str(self.scripts / "edgelink-controller"),
             "run",
             "--dev",
+            "--no-builtin-relay",
+            "--no-builtin-stun",
             "--listen",
             f"{self.controller_host.address}:{CONTROLLER_PORT}",
             "--state-dir",

@@ -59,7 +59,7 @@ def test_relay_without_certificate_says_how_to_get_one(bin_dir: Path, tmp_path: 
     text = fails(
         str(bin_dir / "edgelink-relay"),
         "--listen",
-        "127.0.0.1:0",
+        "0.0.0.0:0",
         "--state-dir",
         str(tmp_path),
         "--controller",
@@ -75,7 +75,7 @@ def test_relay_without_certificate_says_how_to_get_one(bin_dir: Path, tmp_path: 
     [
         ("relay.json", '{\n  "relay": {"lisen": "127.0.0.1:443"}\n}', ["relay.json", "lisen", "listen", "2"]),
         ("relay.toml", '[relay]\nlisten = 443\n', ["relay.toml", "listen", "2"]),
-        ("relay.json", '{"relay": ', ["relay.json", "line 1"]),
+        ("relay.json", '{"relay": ', ["relay.json:1:10"]),
     ],
 )  # fmt: skip
 def test_relay_configuration_errors_name_file_line_and_key(
