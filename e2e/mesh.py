@@ -146,6 +146,7 @@ class Mesh:
         plain: str | None = None,
         tls_pin: str | None = None,
         limits: dict[str, float] | None = None,
+        wrapper: Sequence[str] = (),
     ) -> Relay:
         """Tell the controller, then start it; `plain` is a listener without TLS behind a proxy whose certificate is `tls_pin`."""
         host = host or self.lab.host(name)
@@ -171,7 +172,8 @@ class Mesh:
         }
         file = self.lab.path / f"{name}.json"
         file.write_text(json.dumps(config, indent=1))
-        args = [str(self.bin / "edgelink-relay"), "--config", str(file), *([] if plain else ["--dev"])]
+        dev = [] if plain else ["--dev"]
+        args = [*wrapper, str(self.bin / "edgelink-relay"), "--config", str(file), *dev]
         relay = Relay(host, name, int(added["id"]), args)
         relay.start()
         self.relays.append(relay)
@@ -179,11 +181,12 @@ class Mesh:
 
     # --- nodes
 
-    def add_node(self, name: str, *extra: str, networks: Sequence[str] = ()) -> Node:
+    def add_node(self, name: str, *extra: str, networks: Sequence[str] = (), wrapper: Sequence[str] = ()) -> Node:
         """Start it; it asks to join and waits."""
         host = self.lab.host(name)
         state = self.lab.path / f"{name}-state"
         args = [
+            *wrapper,
             str(self.bin / "edgelink"),
             "up",
             "--controller",
