@@ -181,9 +181,16 @@ class Mesh:
 
     # --- nodes
 
-    def add_node(self, name: str, *extra: str, networks: Sequence[str] = (), wrapper: Sequence[str] = ()) -> Node:
+    def add_node(
+        self,
+        name: str,
+        *extra: str,
+        networks: Sequence[str] = (),
+        wrapper: Sequence[str] = (),
+        host: Host | None = None,
+    ) -> Node:
         """Start it; it asks to join and waits."""
-        host = self.lab.host(name)
+        host = host or self.lab.host(name)
         state = self.lab.path / f"{name}-state"
         args = [
             *wrapper,
