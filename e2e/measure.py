@@ -1,22 +1,24 @@
-"""What a person would measure with ping, iperf3 and tcpdump, as numbers."""
+"""What a person would measure with ping, iperf3 and a packet capture, as numbers."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
+import socket
 import subprocess
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from e2e.netns import Host, Process
 
 _LOSS = re.compile(r"(\d+) packets transmitted, (\d+) received")
 _RTT = re.compile(r"rtt min/avg/max/mdev = [\d.]+/([\d.]+)/")
+_ETH_P_ALL = 0x0003
 _REPLY = re.compile(r"^\[(\d+\.\d+)\] .*icmp_seq=(\d+)", re.MULTILINE)
 
 
@@ -98,27 +100,31 @@ def iperf3(client: Host, server: Host, address: str, seconds: int = 3, *extra: s
 
 
 class Capture:
-    """tcpdump on one interface of a host."""
+    """Every byte that passes one interface of a host, as a packet socket shows it (packet(7)); at most 64 MiB are kept."""
 
-    def __init__(self, host: Host, file: Path, interface: str = "eth0", expression: str = "tcp") -> None:
-        self.file = file
-        self.process = host.start(
-            f"tcpdump-{host.name}-{file.stem}",
-            "tcpdump",
-            "-i",
-            interface,
-            "-U",
-            "--immediate-mode",
-            "-Z",
-            "root",
-            "-w",
-            str(file),
-            *expression.split(),
-        )
-        self.process.wait_for("listening on", 10)
+    LIMIT_BYTES = 64 << 20
+
+    def __init__(self, host: Host, interface: str = "eth0") -> None:
+        self._seen = bytearray()
+        self._stop = threading.Event()
+        with host.inside():
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
+        self._socket.bind((interface, 0))
+        self._socket.settimeout(0.1)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                packet = self._socket.recv(1 << 17)
+                if len(self._seen) < self.LIMIT_BYTES:
+                    self._seen += packet
 
     def stop(self) -> bytes:
         """All captured bytes."""
-        time.sleep(0.3)
-        self.process.stop()
-        return self.file.read_bytes() if self.file.exists() else b""
+        time.sleep(0.2)
+        self._stop.set()
+        self._thread.join(5)
+        self._socket.close()
+        return bytes(self._seen)
