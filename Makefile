@@ -10,7 +10,7 @@ BIN := target/$(PROFILE)
 PY_DIRS := bindings controller-py e2e
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 demo: build ## a whole private network in namespaces: controller, two relays, three nodes (KEEP=1 leaves it running)
 	@scripts/need iproute2:ip iputils-ping:ping iperf3:iperf3 curl:curl

@@ -8,9 +8,11 @@ goes to target/demo.json. Takes about a minute, ends by itself and cleans up; th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -156,11 +158,16 @@ def keep_running(console: Console, mesh: Mesh) -> None:
     ):
         console.print(f"  {line}", soft_wrap=True, highlight=False)
     console.print("Enter (or Ctrl-C) ends it.")
-    try:
-        input()
-    except (EOFError, KeyboardInterrupt):
-        while not sys.stdin.isatty():
-            time.sleep(3600)
+    with contextlib.suppress(EOFError, KeyboardInterrupt):
+        if sys.stdin.isatty():
+            input()
+        else:
+            signal.pause()
+
+
+def _interrupt(*_: object) -> None:
+    """SIGTERM cleans up like Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 def main() -> int:
@@ -171,6 +178,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave it running")
     args = parser.parse_args()
     need_privilege()
+    signal.signal(signal.SIGTERM, _interrupt)
     console = Console()
     path = Path(tempfile.mkdtemp(prefix="edgelink-demo-"))
     ok = False
