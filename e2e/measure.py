@@ -35,10 +35,12 @@ def ping(host: Host, address: str, count: int = 20, interval: float = 0.02, size
     args = ["ping", "-n", "-q", "-c", str(count), "-i", str(interval), "-W", "1", "-s", str(size)]
     if pattern:
         args += ["-p", pattern]
-    out = host.run(*args, address, check=False)
-    counts, rtt = _LOSS.search(out), _RTT.search(out)
+    done = subprocess.run(host.command(*args, address), check=False, capture_output=True, text=True)
+    counts, rtt = _LOSS.search(done.stdout), _RTT.search(done.stdout)
     if counts is None:
-        msg = f"ping {address}: {out!r}"
+        if "unreachable" in done.stderr:  # no route: nothing was even sent
+            return Ping(100, None)
+        msg = f"ping {address}: {done.stdout}{done.stderr}"
         raise RuntimeError(msg)
     sent, received = int(counts[1]), int(counts[2])
     return Ping(100 * (sent - received) / sent, float(rtt[1]) if rtt else None)

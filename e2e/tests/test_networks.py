@@ -59,3 +59,20 @@ def test_addresses_stay_with_the_machine_and_free_ones_are_given_again(empty_mes
     until("it has an address", 20, lambda: fresh.status()["memberships"])
     again = next(known for known in mesh.known_nodes() if known["name"] == "blue-3")
     assert json.dumps(again["addresses"], sort_keys=True) == json.dumps(gone["addresses"], sort_keys=True)
+
+
+def test_a_subnet_behind_a_node_is_reached_by_those_who_accept_it(empty_mesh: Mesh) -> None:
+    mesh = empty_mesh
+    gateway = mesh.add_node("gateway", "--advertise-route", "10.50.0.0/24", networks=["red"])
+    gateway.host.run("ip", "address", "add", "10.50.0.1/24", "dev", "lo")
+    until("it asks", 20, lambda: any(known["name"] == "gateway" for known in mesh.known_nodes()))
+    mesh.ctl("node", "authorize", "gateway")
+    until("it is in", 20, lambda: gateway.status()["memberships"])
+    member = mesh.nodes[0]
+    until("the subnet answers", 20, lambda: ping(member.host, "10.50.0.1", 2).loss_percent == 0)
+
+    (route,) = (row for row in mesh.ctl("route", "list") if row["cidr"] == "10.50.0.0/24")
+    mesh.ctl("route", "disable", str(route["id"]))
+    until("it does not any more", 20, lambda: ping(member.host, "10.50.0.1", 1).loss_percent == 100)
+    mesh.ctl("route", "enable", str(route["id"]))
+    until("it does again", 20, lambda: ping(member.host, "10.50.0.1", 2).loss_percent == 0)
