@@ -372,6 +372,25 @@ fn a_refused_token_is_not_shown_again_until_there_is_a_new_one() {
 }
 
 #[test]
+fn refusals_of_nodes_that_we_are_not_leave_no_trace() {
+    let mut node = node(1);
+    node.apply_config(config(1, &[2]), at(0));
+    connect(&mut node, 1, ONE, at(0));
+    events(&mut node);
+    for id in 2..1000 {
+        let error = ErrorMessage { node: Some(NodeId(id)), ..ErrorMessage::new(ErrorCode::TokenRevoked) };
+        fail(&mut node, ONE, &error, at(10));
+    }
+    let connection = &node.relays[&ONE];
+    assert!(connection.refused.is_empty() && connection.error.is_none());
+    assert!(connection.opened().unwrap().ready.contains(&NodeId(1)));
+    assert_eq!(events(&mut node), []);
+    let error = ErrorMessage { node: Some(NodeId(1)), ..ErrorMessage::new(ErrorCode::TokenRevoked) };
+    fail(&mut node, ONE, &error, at(11));
+    assert!(node.relays[&ONE].refused.keys().eq([&NodeId(1)]));
+}
+
+#[test]
 fn tokens_are_asked_for_a_quarter_of_an_hour_before_they_run_out() {
     let mut node = node(1);
     node.apply_config(config(1, &[2]), at(0));
