@@ -6,7 +6,9 @@
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
-use meshdp::engine::relay::dial::{WsUrl, format_pin, parse_pin};
+use meshdp::config::ConfigError;
+use meshdp::engine::relay::dial::WsUrl;
+use meshdp::engine::tls::{format_pin, parse_pin};
 
 #[allow(dead_code, reason = "only the type of the command line is needed")]
 #[path = "../../relay/src/args.rs"]
