@@ -1,6 +1,6 @@
 //! Settings: file, environment and flags, in rising order of authority.
 //!
-//! [`mod@file`] reads JSON or TOML and refuses what it does not know by name, with file, line and the nearest key. Environment variables
+//! [`mod@file`] is the file (JSON or TOML) as it stands. Environment variables
 //! (`EDGELINK_…`) are flags by another spelling, so clap reads both ([`crate::args`]). [`resolve`] puts them together with the defaults into a
 //! [`Settings`] whose fields are valid by type; nothing after it has to check again.
 
@@ -82,11 +82,11 @@ pub(crate) fn resolve(overrides: &Overrides) -> anyhow::Result<Settings> {
 /// The file at `explicit`, else the first default one, else nothing.
 pub(crate) fn load(explicit: Option<&Path>) -> anyhow::Result<ConfigFile> {
     if let Some(path) = explicit {
-        return Ok(file::read(path)?);
+        return Ok(meshdp::config::load(path)?);
     }
     for path in default_files() {
         if path.exists() {
-            return Ok(file::read(&path)?);
+            return Ok(meshdp::config::load(&path)?);
         }
     }
     Ok(ConfigFile::default())
@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
-        let file = file::parse(
+        let file = meshdp::config::parse(
             Path::new("node.toml"),
             "hostname = \"from-file\"\naccept_routes = false\n[tun]\nname = \"mesh1\"\nmtu = 1380\n",
         )
