@@ -407,7 +407,7 @@ fn mistakes_end_with_advice() {
     };
     assert!(
         run(&["up", "--config", "CONFIG"], &[])
-            .contains("node.toml:1:1: unknown key \"hostnam\"; did you mean \"hostname\"?")
+            .contains("node.toml:1:1: unknown key \"hostnam\", did you mean \"hostname\"?")
     );
     assert!(run(&["up", "--controller", "ws://elsewhere.example"], &[]).contains("write wss://"));
     assert!(run(&["up"], &[("EDGELINK_CONTROLLER", "nonsense")]).contains("scheme is missing"));

@@ -1,18 +1,14 @@
 //! The configuration file: JSON or TOML, by its extension, with the keys of one structure.
 //!
-//! A key that is not there is refused: a misspelt `accept_route` that silently does nothing costs an evening. Errors name file, line and column,
-//! and the nearest key that exists.
+//! [`meshdp::config`] reads it. A key that is not there is refused: a misspelt `accept_route` that silently does nothing costs an evening.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use ipnet::IpNet;
 use meshdp::proto::wire::control::node::AdvertisedRoute;
 use serde::de::value::MapAccessDeserializer;
 use serde::{Deserialize, Deserializer, de};
-
-/// No configuration is longer than this.
-const MAX_BYTES: u64 = 1 << 20;
 
 /// What a file may say; `None`: nothing was said.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -57,6 +53,7 @@ pub(crate) struct Tun {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RouteEntry {
+    #[serde(deserialize_with = "meshdp::config::network")]
     pub(crate) cidr: IpNet,
     #[serde(default = "hundred")]
     pub(crate) priority: u16,
@@ -173,96 +170,16 @@ where
     deserializer.deserialize_any(Either { expecting, from_text })
 }
 
-/// Why a file is not a configuration.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ConfigError {
-    #[error("cannot read {}: {source}", path.display())]
-    Read { path: PathBuf, source: std::io::Error },
-    #[error("{} is longer than {MAX_BYTES} bytes: no configuration is", path.display())]
-    TooLong { path: PathBuf },
-    #[error("{}: the name of a configuration file ends in .toml or .json", path.display())]
-    Extension { path: PathBuf },
-    #[error("{at}: unknown key \"{key}\"; {hint}")]
-    UnknownKey { at: Position, key: String, hint: String },
-    #[error("{at}: {what}")]
-    Invalid { at: Position, what: String },
-}
-
-/// Where in which file, from 1.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Position {
-    pub(crate) path: PathBuf,
-    pub(crate) line: usize,
-    pub(crate) column: usize,
-}
-
-impl fmt::Display for Position {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.path.display(), self.line, self.column)
-    }
-}
-
-/// Reads the file at `path`.
-pub(crate) fn read(path: &Path) -> Result<ConfigFile, ConfigError> {
-    let wrap = |source| ConfigError::Read { path: path.to_path_buf(), source };
-    if std::fs::metadata(path).map_err(wrap)?.len() > MAX_BYTES {
-        return Err(ConfigError::TooLong { path: path.to_path_buf() });
-    }
-    parse(path, &std::fs::read_to_string(path).map_err(wrap)?)
-}
-
-/// Reads `text` in the format that the extension of `path` says.
-pub(crate) fn parse(path: &Path, text: &str) -> Result<ConfigFile, ConfigError> {
-    match path.extension().and_then(|extension| extension.to_str()) {
-        Some("toml") => toml::from_str(text).map_err(|error| {
-            let offset = error.span().map_or(0, |span| span.start).min(text.len());
-            explain(position(path, text, offset), error.message())
-        }),
-        Some("json") => serde_json::from_str(text).map_err(|error| {
-            let at = Position { path: path.to_path_buf(), line: error.line(), column: error.column() };
-            let text = error.to_string();
-            let place = format!(" at line {} column {}", error.line(), error.column());
-            explain(at, text.strip_suffix(place.as_str()).unwrap_or(&text))
-        }),
-        _ => Err(ConfigError::Extension { path: path.to_path_buf() }),
-    }
-}
-
-fn position(path: &Path, text: &str, offset: usize) -> Position {
-    let before = text.get(..offset).unwrap_or(text);
-    Position {
-        path: path.to_path_buf(),
-        line: before.matches('\n').count() + 1,
-        column: before.chars().rev().take_while(|&c| c != '\n').count() + 1,
-    }
-}
-
-/// Both parsers word an unknown key as serde does: "unknown field `x`, expected one of `a`, `b`" (a test holds them to it).
-fn explain(at: Position, message: &str) -> ConfigError {
-    let Some(rest) = message.strip_prefix("unknown field ") else {
-        return ConfigError::Invalid { at, what: message.trim_end().replace('\n', "; ") };
-    };
-    let mut quoted = rest.split('`').skip(1).step_by(2);
-    let key = quoted.next().unwrap_or_default().to_owned();
-    let known: Vec<&str> = quoted.collect();
-    let nearest = known
-        .iter()
-        .map(|candidate| (strsim::damerau_levenshtein(&key, candidate), candidate))
-        .min()
-        .filter(|&(distance, candidate)| distance <= 1 + candidate.len() / 3);
-    let hint = match nearest {
-        Some((_, candidate)) => format!("did you mean \"{candidate}\"?"),
-        None => format!("known here: {}", known.join(", ")),
-    };
-    ConfigError::UnknownKey { at, key, hint }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use meshdp::config::parse;
+
     use super::*;
 
     fn refusal(name: &str, text: &str) -> String {
-        parse(Path::new(name), text).unwrap_err().to_string()
+        parse::<ConfigFile>(Path::new(name), text).unwrap_err().to_string()
     }
 
     #[test]
@@ -272,7 +189,7 @@ mod tests {
         let json = r#"{"controller": {"url": "wss://c.example"}, "networks": ["a"], "log": {"level": "debug"},
                        "relay": {"connect_all": true}, "advertise_routes": [{"cidr": "192.168.1.7/24", "weight": 50}]}"#;
         for (name, text) in [("n.toml", toml), ("n.json", json)] {
-            let file = parse(Path::new(name), text).unwrap();
+            let file = parse::<ConfigFile>(Path::new(name), text).unwrap();
             assert_eq!(file.controller.url.as_deref(), Some("wss://c.example"), "{name}");
             assert_eq!(file.log.level.as_deref(), Some("debug"), "{name}");
             assert_eq!(file.relay.connect_all, Some(true), "{name}");
@@ -288,45 +205,56 @@ mod tests {
     fn unknown_keys_are_refused_by_name_with_line_and_nearest_key() {
         assert_eq!(
             refusal("/etc/n.toml", "hostname = \"x\"\naccept_route = true\n"),
-            "/etc/n.toml:2:1: unknown key \"accept_route\"; did you mean \"accept_routes\"?"
+            "/etc/n.toml:2:1: unknown key \"accept_route\", did you mean \"accept_routes\"?"
         );
         assert_eq!(
             refusal("n.toml", "[tun]\nmtu = 1400\nnmae = \"edge1\"\n"),
-            "n.toml:3:1: unknown key \"nmae\"; did you mean \"name\"?"
+            "n.toml:3:1: unknown key \"tun.nmae\", did you mean \"tun.name\"?"
         );
-        let json = refusal("n.json", "{\n  \"controller\": {\n    \"uri\": \"wss://x\"\n  }\n}");
-        assert!(
-            json.starts_with("n.json:3:") && json.ends_with("unknown key \"uri\"; did you mean \"url\"?"),
-            "{json}"
+        assert_eq!(
+            refusal("n.json", "{\n  \"controler\": {}\n}"),
+            "n.json:2:3: unknown key \"controler\", did you mean \"controller\"?"
         );
-        let far = refusal("n.json", "{\"tun\": {\"colour\": 1}}");
-        assert!(far.ends_with("unknown key \"colour\"; known here: name, mtu"), "{far}");
+        assert_eq!(
+            refusal("n.json", "{\n  \"controller\": {\n    \"uri\": \"wss://x\"\n  }\n}"),
+            "n.json:3:5: unknown key \"controller.uri\", did you mean \"controller.url\"?"
+        );
+        assert_eq!(
+            refusal("n.json", "{\"tun\": {\"colour\": 1}}"),
+            "n.json:1:10: unknown key \"tun.colour\", known here: name, mtu"
+        );
     }
 
     #[test]
-    fn mistakes_of_syntax_and_type_have_line_and_column() {
+    fn mistakes_of_syntax_and_type_have_line_column_and_key() {
         assert!(refusal("n.toml", "hostname = \"x\"\nmtu = = 3\n").starts_with("n.toml:2:7: "));
         assert!(refusal("n.json", "{\n  \"hostname\": }").starts_with("n.json:2:15: "));
-        let kind = refusal("n.toml", "[tun]\nmtu = \"big\"\n");
-        assert!(kind.starts_with("n.toml:2:7: ") && kind.contains("u16"), "{kind}");
-        let cidr = refusal("n.json", "{\"advertise_routes\": [{\"cidr\": \"192.168.1.0\"}]}");
-        assert!(cidr.starts_with("n.json:1:"), "{cidr}");
-    }
-
-    #[test]
-    fn other_extensions_and_endless_files_are_refused() {
-        assert!(refusal("node.yaml", "a: 1").contains(".toml or .json"));
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("n.toml");
-        std::fs::write(&path, vec![b'#'; 2 << 20]).unwrap();
-        assert!(matches!(read(&path), Err(ConfigError::TooLong { .. })));
+        for (name, text, words) in [
+            (
+                "n.toml",
+                "[tun]\nmtu = \"big\"\n",
+                "n.toml:2:7: tun.mtu: invalid type: string \"big\", expected u16",
+            ),
+            (
+                "n.json",
+                "{\"advertise_routes\": [{\"cidr\": \"192.168.1.0\"}]}",
+                "n.json:1:45: advertise_routes[0].cidr: invalid value: string \"192.168.1.0\", expected a network such as 192.168.1.0/24 or fd00:1::/64",
+            ),
+            (
+                "n.toml",
+                "log = 3\n",
+                "n.toml:1:7: log: invalid type: integer `3`, expected a level such as \"info\", or a table with the keys \"level\" and \"format\"",
+            ),
+        ] {
+            assert_eq!(refusal(name, text), words);
+        }
     }
 
     proptest::proptest! {
         #[test]
         fn any_text_is_read_or_refused_without_panic(text in ".{0,200}") {
             for name in ["n.toml", "n.json"] {
-                if let Err(error) = parse(Path::new(name), &text) {
+                if let Err(error) = parse::<ConfigFile>(Path::new(name), &text) {
                     proptest::prop_assert!(error.to_string().starts_with(name));
                 }
             }

@@ -69,8 +69,10 @@ pub(super) struct TlsFiles {
 pub(super) struct Stun {
     pub(super) enabled: Option<bool>,
     pub(super) listen: Option<String>,
+    #[serde(deserialize_with = "meshdp::config::address")]
     pub(super) external_ip: Option<IpAddr>,
     /// Of the source's files; RFC 5780 will use it.
+    #[serde(deserialize_with = "meshdp::config::address")]
     pub(super) secondary_ip: Option<IpAddr>,
 }
 

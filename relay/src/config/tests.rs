@@ -69,7 +69,15 @@ fn the_file_of_the_source_is_understood() {
 #[test]
 fn mistakes_are_named_with_what_to_do() {
     for (text, words) in [
-        ("[relay]\nlistn = 1", "relay.toml:2:1: unknown key `listn`; did you mean `listen`?"),
+        ("[relay]\nlistn = 1", "relay.toml:2:1: unknown key \"relay.listn\", did you mean \"relay.listen\"?"),
+        (
+            "[relay]\nlisten = 443",
+            "relay.toml:2:10: relay.listen: invalid type: integer `443`, expected a string",
+        ),
+        (
+            "[stun]\nexternal_ip = \"x\"",
+            "relay.toml:5:15: stun.external_ip: invalid value: string \"x\", expected an address such as",
+        ),
         ("[relay]\nlisten = \"443\"", "expected address and port"),
         ("[relay]\nlisten = \"127.0.0.1:0\"\ndriver = \"kqueue\"", "auto, io_uring or epoll"),
         ("[jwt]\npublic_key = \"x\"", "Ed25519 public key"),

@@ -9,12 +9,12 @@ use rustls::ClientConfig;
 
 use super::api::Report;
 use super::helper::Ticket;
-use super::relay::{Link, Phase, Target, parse_pin};
+use super::relay::{Link, Phase, Target};
 use super::thread::Worker;
 use crate::engine::connection::{ClientOptions, Connection};
 use crate::engine::driver::Driver;
 use crate::engine::outbox::Outbox;
-use crate::engine::tls::{Roots, TlsError, client_config};
+use crate::engine::tls::{Roots, TlsError, client_config, parse_pin};
 use crate::proto::id::RelayId;
 use crate::proto::time::{Instant, Now};
 use crate::proto::wire::control::node::Relay;
@@ -105,7 +105,7 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
     }
 
     pub(super) fn tls_config(&mut self, pin: Option<&str>) -> Result<Arc<ClientConfig>, String> {
-        let pin = pin.map(parse_pin).transpose()?;
+        let pin = pin.map(parse_pin).transpose().map_err(|error| error.to_string())?;
         if let Some(config) = self.tls.get(&pin) {
             return Ok(Arc::clone(config));
         }

@@ -8,7 +8,6 @@ use rustls::pki_types::ServerName;
 use crate::engine::connection::Connection;
 use crate::engine::driver::Token;
 use crate::engine::outbox::Outbox;
-use crate::engine::tls::Pin;
 use crate::proto::id::{IdMap, RelayId};
 use crate::proto::time::Instant;
 
@@ -172,21 +171,6 @@ fn split_authority(authority: &str) -> Option<(&str, Option<u16>)> {
     (!host.is_empty() && port != Some(0)).then_some((host, port))
 }
 
-/// Reads `sha256:` and 64 hex digits (`docs/protocol.md` §3.2).
-pub(super) fn parse_pin(text: &str) -> Result<Pin, String> {
-    let wrong = || format!("tls_pin {text:?} is not sha256: and 64 hex digits");
-    let digits = text.strip_prefix("sha256:").ok_or_else(wrong)?;
-    if digits.len() != 64 || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Err(wrong());
-    }
-    let mut pin = Pin::default();
-    for (byte, pair) in pin.iter_mut().zip(digits.as_bytes().chunks_exact(2)) {
-        let pair = std::str::from_utf8(pair).map_err(|_| wrong())?;
-        *byte = u8::from_str_radix(pair, 16).map_err(|_| wrong())?;
-    }
-    Ok(pin)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -223,21 +207,6 @@ mod tests {
             "wss://[::1]9",
         ] {
             assert!(Target::parse(url).is_err(), "{url:?}");
-        }
-    }
-
-    #[test]
-    fn reads_pins() {
-        assert_eq!(parse_pin(&format!("sha256:{}", "0f".repeat(32))), Ok([0x0f; 32]));
-        for text in [
-            "",
-            "sha256:",
-            "sha256:0f",
-            &"0f".repeat(32),
-            &format!("sha256:{}", "+f".repeat(32)),
-            &format!("sha256:{}é", "0".repeat(62)),
-        ] {
-            assert!(parse_pin(text).is_err(), "{text:?}");
         }
     }
 }

@@ -24,6 +24,39 @@ use rustls::{
 /// SHA-256 of a certificate's DER.
 pub type Pin = [u8; 32];
 
+/// Not `sha256:` and 64 hexadecimal digits.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a tls_pin (sha256: and 64 hexadecimal digits)")]
+pub struct PinError(String);
+
+/// Reads `sha256:` (which may be left out) and exactly 64 hexadecimal digits.
+///
+/// # Errors
+/// [`PinError`].
+pub fn parse_pin(text: &str) -> Result<Pin, PinError> {
+    let bad = || PinError(text.chars().take(100).collect());
+    let (pairs, odd) = text.strip_prefix("sha256:").unwrap_or(text).as_bytes().as_chunks::<2>();
+    if pairs.len() != size_of::<Pin>() || !odd.is_empty() {
+        return Err(bad());
+    }
+    // Digit by digit: `from_str_radix` takes a sign.
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let mut pin = Pin::default();
+    for (byte, [high, low]) in pin.iter_mut().zip(pairs) {
+        *byte = digit(*high).zip(digit(*low)).map(|(high, low)| high << 4 | low).ok_or_else(bad)?;
+    }
+    Ok(pin)
+}
+
+/// The text form of a pin.
+pub fn format_pin(pin: &Pin) -> String {
+    use std::fmt::Write as _;
+    pin.iter().fold(String::from("sha256:"), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
 /// Where a dialling end's trust comes from.
 #[derive(Clone, Debug, Default)]
 pub enum Roots {
@@ -328,6 +361,31 @@ mod tests {
         let directory = std::env::temp_dir().join(format!("meshdp-tls-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&directory);
         directory
+    }
+
+    #[test]
+    fn pins_are_64_hexadecimal_digits_and_nothing_else() {
+        let pin: Pin = std::array::from_fn(|n| 7 * n as u8);
+        assert_eq!(parse_pin(&format_pin(&pin)), Ok(pin));
+        let digits = "0f".repeat(32);
+        for good in [format!("sha256:{digits}"), digits.to_uppercase(), digits.clone()] {
+            assert_eq!(parse_pin(&good), Ok([0x0f; 32]), "{good}");
+        }
+        for bad in [
+            "",
+            "sha256:",
+            "sha256:0f",
+            &"+f".repeat(32),
+            &"-0".repeat(32),
+            &" f".repeat(32),
+            &"zz".repeat(32),
+            &"é".repeat(32),
+            &format!("sha256:{}é", "0".repeat(62)),
+            &format!("{digits}0"),
+            &format!("sha256:sha256:{digits}"),
+        ] {
+            assert_eq!(parse_pin(bad), Err(PinError(bad.to_owned())), "{bad}");
+        }
     }
 
     #[test]

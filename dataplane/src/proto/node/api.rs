@@ -296,13 +296,13 @@ pub struct PeerStatus {
     pub path: Vec<RelayId>,
     /// Last measured round trip to the peer, milliseconds.
     pub rtt_ms: Option<f64>,
-    /// Inner bytes sent.
+    /// Bytes of IP packets sent.
     pub tx_bytes: u64,
-    /// Inner packets sent.
+    /// IP packets sent.
     pub tx_packets: u64,
-    /// Inner bytes received.
+    /// Bytes of IP packets received.
     pub rx_bytes: u64,
-    /// Inner packets received.
+    /// IP packets received.
     pub rx_packets: u64,
     /// Seconds since something authenticated came.
     pub last_heard_s: Option<f64>,

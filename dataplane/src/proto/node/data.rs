@@ -79,10 +79,13 @@ impl Node {
         let route = Route { source: peer.own, destination: peer.id };
         let Some(session) = peer.sessions.sealing(now.instant) else { return Ok(None) };
         let path = peer.path.path().ok_or(DropReason::NoPath)?;
+        let counted = buffer.get(DATA_HEADROOM).is_some_and(|first| matches!(first >> 4, 4 | 6));
         session.seal(route, flags(checksum), buffer).map_err(|_| DropReason::TooBig)?;
         let renew = now.instant >= peer.renew_at || session.sealed() >= rekey::REKEY_PACKETS;
-        peer.traffic.tx_packets += 1;
-        peer.traffic.tx_bytes += (buffer.len() - DATA_OVERHEAD) as u64;
+        if counted {
+            peer.traffic.tx_packets += 1;
+            peer.traffic.tx_bytes += (buffer.len() - DATA_OVERHEAD) as u64;
+        }
         if let Some(at) = peer.note_sent(now.instant) {
             self.timers.set(Timer::Peer(key), at);
         }

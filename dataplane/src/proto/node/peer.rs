@@ -103,7 +103,7 @@ impl Pending {
     }
 }
 
-/// Inner packets and bytes.
+/// IP packets and their bytes; echoes and keepalives are not counted.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Traffic {
     pub(super) tx_packets: u64,

@@ -171,8 +171,12 @@ impl Node {
         }
     }
 
-    /// The relay does not take a token: it is not shown again for a while, and new ones are asked for.
+    /// The relay does not take a token: it is not shown again for a while, and new ones are asked for. What it says of a node that we are not
+    /// is nothing to us: what is remembered does not grow with what a relay invents.
     fn refused(&mut self, relay: RelayId, error: &ErrorMessage, now: Now) {
+        if error.node.is_some_and(|node| !self.memberships.contains_key(&node)) {
+            return;
+        }
         let Some(connection) = self.relays.get_mut(&relay) else { return };
         connection.error = Some(error.message.clone());
         let Some(open) = connection.opened_mut() else { return };

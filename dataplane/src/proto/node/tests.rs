@@ -210,6 +210,28 @@ fn what_a_peer_may_not_send_is_dropped_with_its_reason() {
 }
 
 #[test]
+fn ip_packets_are_counted_and_echoes_are_not() {
+    let mut nodes = pair(at(0));
+    nodes[0].echo(NodeId(2), 1, 100, at(0)).unwrap(); // waits for the handshake
+    carry(&mut nodes, at(0));
+    nodes[1].echo(NodeId(1), 2, 100, at(1)).unwrap();
+    carry(&mut nodes, at(1));
+    let replies = |node: &mut Node| {
+        events(node).iter().filter(|event| matches!(event, Event::EchoReply { .. })).count()
+    };
+    assert_eq!(nodes.each_mut().map(replies), [1, 1]);
+    let traffic = |node: &Node, other: u32| {
+        let traffic = node.directory.get(node.directory.key_of(NodeId(other)).unwrap()).unwrap().traffic;
+        (traffic.tx_packets, traffic.tx_bytes, traffic.rx_packets, traffic.rx_bytes)
+    };
+    assert_eq!([traffic(&nodes[0], 2), traffic(&nodes[1], 1)], [(0, 0, 0, 0); 2]);
+    let bytes = packet([10, 0, 0, 1], [10, 0, 0, 2]);
+    let (_, mut buffer) = send(&mut nodes[0], &bytes, Checksum::Complete, at(2));
+    nodes[1].handle_relay_frame(ONE, &mut buffer, at(2));
+    assert_eq!([traffic(&nodes[0], 2), traffic(&nodes[1], 1)], [(1, 24, 0, 0), (0, 0, 1, 24)]);
+}
+
+#[test]
 fn waiting_packets_are_bounded_and_the_oldest_go() {
     let mut nodes = pair(at(0));
     let bytes = packet([10, 0, 0, 1], [10, 0, 0, 2]);
@@ -347,6 +369,25 @@ fn a_refused_token_is_not_shown_again_until_there_is_a_new_one() {
     let (_, auth) = frames(&mut node).into_iter().find(|(_, frame)| frame[1] == 0x01).unwrap();
     let auth: AuthRequest = parse(FrameType::AuthRequest, &auth[HEADER_LEN..]).unwrap();
     assert!(matches!(auth, AuthRequest::Relay(auth) if auth.token.reveal() == "second"));
+}
+
+#[test]
+fn refusals_of_nodes_that_we_are_not_leave_no_trace() {
+    let mut node = node(1);
+    node.apply_config(config(1, &[2]), at(0));
+    connect(&mut node, 1, ONE, at(0));
+    events(&mut node);
+    for id in 2..1000 {
+        let error = ErrorMessage { node: Some(NodeId(id)), ..ErrorMessage::new(ErrorCode::TokenRevoked) };
+        fail(&mut node, ONE, &error, at(10));
+    }
+    let connection = &node.relays[&ONE];
+    assert!(connection.refused.is_empty() && connection.error.is_none());
+    assert!(connection.opened().unwrap().ready.contains(&NodeId(1)));
+    assert_eq!(events(&mut node), []);
+    let error = ErrorMessage { node: Some(NodeId(1)), ..ErrorMessage::new(ErrorCode::TokenRevoked) };
+    fail(&mut node, ONE, &error, at(11));
+    assert!(node.relays[&ONE].refused.keys().eq([&NodeId(1)]));
 }
 
 #[test]
