@@ -14,8 +14,7 @@ use meshdp::engine::tls::{format_pin, parse_pin};
 #[path = "../../relay/src/args.rs"]
 mod args;
 #[allow(dead_code, reason = "only the file is read")]
-#[rustfmt::skip] // its tests lie where only its own crate finds them
-#[path = "../../relay/src/config.rs"]
+#[path = "../../relay/src/config/file.rs"]
 mod config;
 #[allow(dead_code, reason = "only the file is read")]
 #[path = "../../node/src/config/file.rs"]
