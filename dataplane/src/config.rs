@@ -63,6 +63,7 @@ pub enum ConfigError {
 ///
 /// # Errors
 /// See [`ConfigError`].
+#[allow(clippy::disallowed_types, reason = "this module is not of the core")]
 pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
     let mut bytes = Vec::new();
     // Not by its length: a pipe or a device has none.
