@@ -38,8 +38,8 @@ check: toolchain venv ## format, lints, docs, licences, import rules
 	ruff format --check $(PY_DIRS)
 	ruff check $(PY_DIRS)
 	cd bindings && mypy python tests
-	mypy --strict e2e
-	cd controller-py && mypy
+	MYPYPATH=bindings/python mypy --strict e2e
+	cd controller-py && MYPYPATH=../bindings/python mypy
 	cd controller-py && lint-imports
 	scripts/check-tree
 
