@@ -67,7 +67,7 @@ toolchain:
 	@scripts/need build-essential:cc
 	@command -v cargo >/dev/null || { echo "a Rust toolchain (1.95 or newer) is needed: install it with rustup, or your distribution's rustc and cargo packages" >&2; exit 3; }
 
-bench-relay: build ## CPU per forwarded frame, beside a plain tokio relay; writes target/bench/relay.json
+bench-relay: toolchain ## CPU per forwarded frame, beside a plain tokio relay; writes target/bench/relay.json
 	cargo build --quiet --release -p edgelink-bench -p edgelink-relay
 	target/release/edgelink-bench relay
 
