@@ -97,26 +97,11 @@ impl Device {
 
 impl Tun for Device {
     fn read_batch(&mut self, max: usize, sink: &mut dyn FnMut(&mut [u8])) -> io::Result<usize> {
-        self.buffer.resize(usize::from(u16::MAX), 0);
-        for count in 0..max {
-            match self.file.read(&mut self.buffer) {
-                Ok(len) => sink(&mut self.buffer[..len]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(count),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(max)
+        super::read_until_empty(&mut self.buffer, max, |bytes| (&self.file).read(bytes), sink)
     }
 
     fn write_batch(&mut self, packets: &[&[u8]]) -> io::Result<usize> {
-        for (count, packet) in packets.iter().enumerate() {
-            match self.file.write(packet) {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(count),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(packets.len())
+        super::write_until_full(packets, |packet| (&self.file).write(packet))
     }
 }
 

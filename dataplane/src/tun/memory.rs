@@ -28,26 +28,11 @@ pub fn pair() -> io::Result<(End, End)> {
 
 impl Tun for End {
     fn read_batch(&mut self, max: usize, sink: &mut dyn FnMut(&mut [u8])) -> io::Result<usize> {
-        self.buffer.resize(usize::from(u16::MAX), 0);
-        for count in 0..max {
-            match self.socket.recv(&mut self.buffer) {
-                Ok(len) => sink(&mut self.buffer[..len]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(count),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(max)
+        super::read_until_empty(&mut self.buffer, max, |bytes| self.socket.recv(bytes), sink)
     }
 
     fn write_batch(&mut self, packets: &[&[u8]]) -> io::Result<usize> {
-        for (count, packet) in packets.iter().enumerate() {
-            match self.socket.send(packet) {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(count),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(packets.len())
+        super::write_until_full(packets, |packet| self.socket.send(packet))
     }
 }
 

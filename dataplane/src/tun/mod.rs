@@ -17,3 +17,36 @@ pub trait Tun {
     /// Writes packets in order; says how many the device took before it was full.
     fn write_batch(&mut self, packets: &[&[u8]]) -> io::Result<usize>;
 }
+
+/// Reads packets with `read` until it would block or `max` were read. `buffer` takes the longest IP packet and is kept for the next batch.
+fn read_until_empty(
+    buffer: &mut Vec<u8>,
+    max: usize,
+    mut read: impl FnMut(&mut [u8]) -> io::Result<usize>,
+    sink: &mut dyn FnMut(&mut [u8]),
+) -> io::Result<usize> {
+    buffer.resize(usize::from(u16::MAX), 0);
+    for count in 0..max {
+        match read(buffer) {
+            Ok(len) => sink(&mut buffer[..len]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(count),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(max)
+}
+
+/// Writes packets with `write` until it would block.
+fn write_until_full(
+    packets: &[&[u8]],
+    mut write: impl FnMut(&[u8]) -> io::Result<usize>,
+) -> io::Result<usize> {
+    for (count, packet) in packets.iter().enumerate() {
+        match write(packet) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(count),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(packets.len())
+}
