@@ -236,7 +236,7 @@ impl<D: Driver> Shell<D> {
         }
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
-        self.outputs.open(slot, role, &self.pool, seed);
+        self.outputs.open(slot, role, connection.framing(), &self.pool, seed);
         self.peers[slot] = Some(Peer { token, connection, dialling, closing: false, shut: false });
         self.outputs.mark(slot);
     }

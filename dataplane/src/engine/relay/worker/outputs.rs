@@ -1,7 +1,7 @@
 //! Where a worker's frames wait: an outbox per connection, a lane per other worker.
 
 use crate::engine::driver::Waker;
-use crate::engine::outbox::Outbox;
+use crate::engine::outbox::{Framing, Outbox};
 use crate::engine::relay::lane::LaneSender;
 use crate::packet::pool::Pool;
 use crate::proto::drop_reason::{DropCounters, DropReason};
@@ -44,11 +44,18 @@ impl Outputs {
         }
     }
 
-    pub(super) fn open(&mut self, slot: usize, role: Role, pool: &Pool, mask_seed: [u8; 32]) {
+    pub(super) fn open(
+        &mut self,
+        slot: usize,
+        role: Role,
+        framing: Framing,
+        pool: &Pool,
+        mask_seed: [u8; 32],
+    ) {
         if slot >= self.slots.len() {
             self.slots.resize_with(slot + 1, || None);
         }
-        let outbox = Outbox::new(role, self.policy.max_bytes, pool, mask_seed);
+        let outbox = Outbox::new(role, framing, self.policy.max_bytes, pool, mask_seed);
         self.slots[slot] = Some(Output { outbox, marked: false });
     }
 
