@@ -228,7 +228,7 @@ fn a_relay_says_where_frames_go_without_allocating() {
             subject: RelaySubject {
                 node_id: NodeId(node),
                 network_id: NetworkId(1),
-                allowed_relays: Vec::new(),
+                ..RelaySubject::default()
             },
             jti: format!("t{node}"),
             iat: T,
@@ -246,10 +246,10 @@ fn a_relay_says_where_frames_go_without_allocating() {
     let mut payload = Route { source: NodeId(17), destination: NodeId(18) }.to_bytes().to_vec();
     payload.extend_from_slice(&[0xAB; 1300]);
     write_frame(FrameType::Data, Flags::NONE, &payload, &mut frame).unwrap();
-    assert_eq!(worker.route(ConnId(0), &frame), Ok(Verdict::Local(ConnId(1))));
+    assert_eq!(worker.route(ConnId(0), &frame, at(1).instant), Ok(Verdict::Local(ConnId(1))));
     let allocated = allocations(|| {
         for _ in 0..1000 {
-            assert_eq!(worker.route(ConnId(0), &frame), Ok(Verdict::Local(ConnId(1))));
+            assert_eq!(worker.route(ConnId(0), &frame, at(1).instant), Ok(Verdict::Local(ConnId(1))));
             worker.handle_message(ConnId(0), &frame, at(1), |verdict, forwarded| {
                 assert_eq!((verdict, forwarded), (Verdict::Local(ConnId(1)), frame.as_slice()));
             });

@@ -37,6 +37,7 @@ struct Rig {
     now: Now,
     sent: Vec<(WorkerId, ConnId, FrameType, Vec<u8>)>,
     closed: Vec<(WorkerId, ConnId, u16)>,
+    discarded: Vec<(WorkerId, ConnId, DropReason)>,
     dialled: Vec<RelayId>,
     saved: Option<SavedState>,
     hold: bool,
@@ -87,6 +88,7 @@ impl Rig {
             now,
             sent: vec![],
             closed: vec![],
+            discarded: vec![],
             dialled: vec![],
             saved: None,
             hold: false,
@@ -123,6 +125,7 @@ impl Rig {
                             }
                         }
                         Command::Close { conn, code } => self.closed.push((id, conn, code)),
+                        Command::Discard { conn, reason } => self.discarded.push((id, conn, reason)),
                         Command::Report(report) if self.hold => self.held.push((id, report)),
                         Command::Report(report) => self.hub.handle_worker(id, report, self.now),
                     }
@@ -169,7 +172,7 @@ impl Rig {
             subject: RelaySubject {
                 node_id: NodeId(node),
                 network_id: NetworkId(network),
-                allowed_relays: vec![],
+                ..RelaySubject::default()
             },
             jti: format!("t{node}"),
             iat: T,
@@ -200,10 +203,21 @@ impl Rig {
     /// A link that another relay made to us.
     fn link(&mut self, worker: u16, conn: u32, relay: u16) {
         self.open(worker, conn, Purpose::MeshIn);
-        let subject = MeshSubject { server_id: RelayId(relay), peer_id: RelayId(1) };
-        let token = Token { subject, jti: "m".into(), iat: T, exp: T + 600, not_after: None };
-        let token = self.signer.sign(&token).unwrap();
+        let token = self.mesh_token(relay, 1);
         self.authenticate(worker, conn, "mesh", &token);
+    }
+
+    /// With it relay `from` proves who it is to relay `to`.
+    fn mesh_token(&self, from: u16, to: u16) -> String {
+        let subject = MeshSubject { server_id: RelayId(from), peer_id: RelayId(to) };
+        let token = Token { subject, jti: format!("m{from}-{to}"), iat: T, exp: T + 86_400, not_after: None };
+        self.signer.sign(&token).unwrap()
+    }
+
+    /// A relay that we dialled answers.
+    fn mesh_answer(&mut self, worker: u16, conn: u32, id: u16, token: &str) {
+        let answer = serde_json::json!({"kind": "mesh", "relay_id": id, "token": token}).to_string();
+        self.message(worker, conn, &frame(FrameType::AuthResponse, answer.as_bytes()));
     }
 
     fn message(&mut self, worker: u16, conn: u32, message: &[u8]) -> Vec<(Verdict, Vec<u8>)> {
