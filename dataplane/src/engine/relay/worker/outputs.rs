@@ -38,6 +38,8 @@ pub(super) struct Outputs {
 impl Outputs {
     pub(super) fn new(policy: QueuePolicy, lanes: Vec<Option<LaneSender>>, wakers: Vec<Waker>) -> Self {
         let to_wake = vec![false; lanes.len()];
+        // The limit of the whole relay; there is a lane, or a place for one, per worker.
+        let policy = QueuePolicy { max_total: policy.max_total / lanes.len().max(1), ..policy };
         Self {
             queues: Queues::new(policy),
             slots: Vec::new(),
