@@ -24,6 +24,11 @@ impl Calendar {
         self.told.map(|(at, unix)| unix + (now - at))
     }
 
+    /// The later of both.
+    pub fn latest(&self, now: Now) -> UnixTime {
+        self.controllers(now.instant).map_or(now.unix, |unix| unix.max(now.unix))
+    }
+
     /// The earlier of both.
     pub fn earliest(&self, now: Now) -> UnixTime {
         self.controllers(now.instant).map_or(now.unix, |unix| unix.min(now.unix))

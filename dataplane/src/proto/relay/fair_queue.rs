@@ -84,7 +84,6 @@ impl FairQueue {
         self.bytes
     }
 
-    #[cfg(test)]
     pub(super) fn frames(&self) -> usize {
         self.frames
     }
@@ -393,11 +392,11 @@ mod tests {
                     queue.push(NodeId(source), &bytes, Instant::from_nanos(round), MAX, &mut stock);
                 }
             }
-            let mut room = 20_000;
-            while room > 0 {
+            let mut taken_now = 0;
+            while taken_now < 20_000 {
                 let Some((source, _, len)) = take(&mut queue, &mut stock) else { break };
                 arrived[source as usize] += len as u64;
-                room -= len as i64;
+                taken_now += len;
             }
         }
         let index = jain(arrived.iter().map(|bytes| *bytes as f64));

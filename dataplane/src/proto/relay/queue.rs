@@ -111,6 +111,11 @@ impl Queue {
         self.fair.as_ref().map_or(0, |fair| fair.bytes())
     }
 
+    /// Frames that wait beside the backlog.
+    pub fn frames(&self) -> usize {
+        self.fair.as_ref().map_or(0, |fair| fair.frames())
+    }
+
     /// Whether data goes through the fair queue.
     pub fn is_congested(&self) -> bool {
         self.fair.is_some()
@@ -134,6 +139,7 @@ impl Queue {
 pub struct Queues {
     policy: QueuePolicy,
     stock: Blocks,
+    #[allow(clippy::vec_box, reason = "they go to connections and come back as they are")]
     idle: Vec<Box<FairQueue>>,
     congested: usize,
     drops: DropCounters,

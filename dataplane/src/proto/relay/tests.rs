@@ -1,7 +1,11 @@
 //! The relay's machines together: workers and hub in one process, without sockets and with a clock of their own.
 
+mod clocks;
+mod fairness;
 mod forwarding;
 mod hub;
+mod limits;
+mod mesh;
 mod model;
 mod sign_in;
 
@@ -23,7 +27,7 @@ use crate::proto::wire::control::server::{
     MeshPeer, NodeLocations, RevokedNode, RevokedToken, ServerConfig, ServerRegister, ServerSettings,
     TokenAlgorithm, TokenKeys,
 };
-use crate::proto::wire::control::{ErrorMessage, GoAway, parse, to_payload};
+use crate::proto::wire::control::{ErrorMessage, GoAway, LimitNotice, parse, to_payload};
 use crate::proto::wire::data::{Route, via_header};
 use crate::proto::wire::frame::{Flags, FrameType, Frames, write_frame};
 
@@ -260,6 +264,22 @@ impl Rig {
                 (conn, error.code, error.node)
             })
             .collect()
+    }
+
+    /// What nodes were told of limits: to whom, about which node, what.
+    fn notices(&mut self) -> Vec<(ConnId, u32, LimitNotice)> {
+        let errors = self.sent.drain(..).filter(|(_, _, kind, _)| *kind == FrameType::Error);
+        let notice = |(_, conn, kind, payload): (_, _, _, Vec<u8>)| {
+            let error: ErrorMessage = parse(kind, &payload).unwrap();
+            assert!(error.code == ErrorCode::Overloaded && !error.fatal, "{error:?}");
+            (conn, error.node.unwrap().0, error.limit.unwrap())
+        };
+        errors.map(notice).collect()
+    }
+
+    fn limit(&mut self, limits: Limits) {
+        self.hub.all(ToWorker::Limits(limits));
+        self.settle();
     }
 
     fn dropped(&self, reason: DropReason) -> u64 {

@@ -14,6 +14,9 @@ use crate::proto::wire::control::server::{NodeAuthorised, RelayAuthorised, Token
 use crate::proto::wire::control::{AuthRequest, AuthResponse, parse, to_payload};
 use crate::proto::wire::frame::FrameType;
 
+/// How often a token that has run out by one clock and not by the other is looked at again.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(60);
+
 impl Worker {
     /// A whole AUTH_REQUEST or AUTH_RESPONSE, on a connection that expects it.
     pub(super) fn sign_in(&mut self, conn: ConnId, payload: &[u8], now: Now) {
@@ -202,9 +205,12 @@ impl Worker {
             .iter()
             .map(|membership| accepted_until(membership.exp, membership.not_after, grace))
             .min();
-        // One second more, so that "past it" is true then.
-        let now = Now { unix: self.calendar.earliest(now), ..now };
-        let at = first.map(|until| instant_of(until + Duration::from_secs(1), now));
+        let latest = Now { unix: self.calendar.latest(now), ..now };
+        let at = first.map(|until| {
+            // One second more, so that "past it" is true then; unless the clocks differ, and one of them may come to its senses any time.
+            let at = instant_of(until + Duration::from_secs(1), latest);
+            if at > now.instant { at } else { now.instant + CLOCKS_DIFFER }
+        });
         self.set_timer(conn, at);
     }
 }
