@@ -58,7 +58,7 @@ async fn connections(State(relay): State<Arc<RelayHandle>>) -> Response {
             let info = &connection.info;
             serde_json::json!({
                 "worker": worker, "connection": info.conn.0, "kind": info.kind, "peer": info.peer, "nodes": info.nodes,
-                "relay": info.relay, "age_s": info.age.as_secs(), "queued_bytes": connection.queued,
+                "relay": info.relay, "age_s": info.age.as_secs(), "queued_bytes": connection.queued, "dropped": connection.dropped,
             })
         })
         .collect();

@@ -38,7 +38,7 @@ pub fn relay_token(node: u32, network: u32) -> Token<RelaySubject> {
         subject: RelaySubject {
             node_id: NodeId(node),
             network_id: NetworkId(network),
-            allowed_relays: vec![],
+            ..RelaySubject::default()
         },
         jti: format!("t{node}"),
         iat: now(),

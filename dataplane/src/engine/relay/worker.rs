@@ -154,6 +154,9 @@ impl<D: Driver> Shell<D> {
             self.obey(now.instant);
             self.end_closing(now.instant);
             self.flush(now.instant);
+            while let Some((link, frames)) = self.outputs.next_loss() {
+                self.machine.link_lost(link, frames);
+            }
             self.outputs.wake_others();
         }
         self.say_goodbye()
@@ -310,6 +313,7 @@ impl<D: Driver> Shell<D> {
                         self.begin_close(token, code, now);
                     }
                 }
+                Command::Discard { conn, reason } => self.outputs.discard(conn.0 as usize, reason),
                 Command::Report(report) => self.tell_hub(HubInput::Worker(self.id, report)),
             }
         }
@@ -338,7 +342,7 @@ impl<D: Driver> Shell<D> {
         }
         let Self { machine, outputs, lanes_in, .. } = self;
         for lane in lanes_in {
-            while lane.pop(|hop, frame| match machine.route_handed_over(hop, frame) {
+            while lane.pop(|hop, frame| match machine.route_handed_over(hop, frame, now.instant) {
                 Verdict::Worker(..) | Verdict::Drop(_) => {}
                 verdict => outputs.deliver(verdict, frame, now.instant),
             }) {}
@@ -358,7 +362,10 @@ impl<D: Driver> Shell<D> {
         }
         let Some(outbox) = self.outputs.fresh(slot, now) else { return };
         match peer.connection.take_output(outbox) {
-            Ok(Some(buffer)) => self.driver.send(peer.token, buffer),
+            Ok(Some(buffer)) => {
+                self.driver.send(peer.token, buffer);
+                self.outputs.sent(slot, now);
+            }
             Ok(None) if peer.connection.is_finished() && !peer.shut => {
                 peer.shut = true;
                 self.driver.shutdown(peer.token);
@@ -438,7 +445,8 @@ impl<D: Driver> Shell<D> {
     fn stats(&self, connections: bool, now: Instant) -> WorkerStats {
         let (open, unauthenticated) = self.machine.connections();
         let mut drops = self.machine.drops().clone();
-        drops.merge(self.outputs.drops());
+        let queues = self.outputs.queues();
+        drops.merge(queues.drops());
         let listed = if connections { self.machine.connection_infos(now, MAX_LISTED) } else { Vec::new() };
         WorkerStats {
             worker: self.id,
@@ -448,10 +456,17 @@ impl<D: Driver> Shell<D> {
             known_nodes: self.machine.known_nodes(),
             counters: self.machine.counters().clone(),
             drops,
+            delays: queues.delays().clone(),
+            congested: queues.congested(),
+            queue_memory: queues.held(),
+            links: self.machine.link_infos(),
             network_drops: self.machine.network_drops().map(|(id, drops)| (id, drops.clone())).collect(),
             connections: listed
                 .into_iter()
-                .map(|info| QueuedConnection { queued: self.outputs.queued(info.conn.0 as usize), info })
+                .map(|info| {
+                    let (queued, dropped) = self.outputs.queued(info.conn.0 as usize);
+                    QueuedConnection { info, queued, dropped }
+                })
                 .collect(),
         }
     }
