@@ -66,6 +66,8 @@ pub struct Worker {
 struct Conn {
     role: Role,
     peer: IpAddr,
+    /// `peer` is a proxy's, and stands for nobody.
+    shared: bool,
     accepted: Instant,
     timer: Option<Instant>,
     reassembler: Reassembler,
@@ -144,13 +146,51 @@ impl Worker {
     /// # Errors
     /// Which limit is reached: the shell closes it without a word, which costs it least.
     pub fn open(&mut self, conn: ConnId, peer: IpAddr, now: Instant) -> Result<(), Refusal> {
+        self.admit_connection(conn, peer, false, now)
+    }
+
+    /// The same for one that a proxy passes on: its address is nobody's, until [`Worker::identified`] says whose the connection is.
+    ///
+    /// # Errors
+    /// As for [`Worker::open`].
+    pub fn open_behind(&mut self, conn: ConnId, proxy: IpAddr, now: Instant) -> Result<(), Refusal> {
+        self.admit_connection(conn, proxy, true, now)
+    }
+
+    /// Whose connection it is, as a trusted proxy says.
+    ///
+    /// # Errors
+    /// A limit of that address is reached; the connection is to be closed.
+    pub fn identified(&mut self, conn: ConnId, client: IpAddr) -> Result<(), Refusal> {
+        if self.conn(conn).is_none_or(|state| state.peer == client && !state.shared) {
+            return Ok(());
+        }
+        if self.unauthenticated_from(client) >= self.limits.max_unauthenticated_per_address {
+            self.counters.refused += 1;
+            self.closed(conn);
+            return Err(Refusal::Address);
+        }
+        if let Some(state) = self.conn_mut(conn) {
+            state.peer = client;
+            state.shared = false;
+        }
+        Ok(())
+    }
+
+    fn admit_connection(
+        &mut self,
+        conn: ConnId,
+        peer: IpAddr,
+        shared: bool,
+        now: Instant,
+    ) -> Result<(), Refusal> {
         let refusal = if self.draining {
             Some(Refusal::Draining)
         } else if self.open >= self.limits.max_connections {
             Some(Refusal::Connections)
         } else if self.unauthenticated >= self.limits.max_unauthenticated {
             Some(Refusal::Unauthenticated)
-        } else if self.unauthenticated_from(peer) >= self.limits.max_unauthenticated_per_address {
+        } else if !shared && self.unauthenticated_from(peer) >= self.limits.max_unauthenticated_per_address {
             Some(Refusal::Address)
         } else {
             None
@@ -167,6 +207,7 @@ impl Worker {
         self.conns[slot] = Some(Conn {
             role: Role::Opening,
             peer,
+            shared,
             accepted: now,
             timer: None,
             reassembler: Reassembler::with_limit(MAX_CONTROL),
@@ -430,7 +471,7 @@ impl Worker {
         if self.unauthenticated < self.limits.max_unauthenticated_per_address {
             return 0;
         }
-        let waits = |conn: &&Conn| conn.peer == peer && !conn.role.is_authenticated();
+        let waits = |conn: &&Conn| conn.peer == peer && !conn.shared && !conn.role.is_authenticated();
         self.conns.iter().flatten().filter(waits).count()
     }
 }
