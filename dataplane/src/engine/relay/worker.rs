@@ -29,14 +29,14 @@ use crate::packet::pool::Pool;
 use crate::proto::error::ErrorCode;
 use crate::proto::id::RelayId;
 use crate::proto::relay::queue::QueuePolicy;
-use crate::proto::relay::worker::{Command, Purpose, Worker};
+use crate::proto::relay::worker::{Command, ConnectionInfo, Purpose, Worker};
 use crate::proto::relay::{ConnId, ToWorker, Verdict, WorkerId};
 use crate::proto::time::{Instant, Now};
 use crate::proto::wire::control::{ErrorMessage, Secret, to_payload};
 use crate::proto::wire::forwarded::Trust;
 use crate::proto::wire::frame::{Flags, FrameType, write_frame};
 use crate::proto::wire::websocket::Role;
-use door::{Door, Origins};
+use door::{Door, Origins, Traffic};
 use outputs::Outputs;
 
 /// From the end of a connection as the machine sees it to its end as TCP sees it.
@@ -88,6 +88,7 @@ struct Peer {
     token: Token,
     connection: Connection,
     origins: Origins,
+    traffic: Traffic,
     /// Dialled, and not upgraded yet.
     dialling: Option<(RelayId, Secret)>,
     closing: bool,
@@ -230,7 +231,9 @@ impl<D: Driver> Shell<D> {
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
         self.outputs.open(slot, role, &self.pool, seed);
-        self.peers[slot] = Some(Peer { token, connection, origins, dialling, closing: false, shut: false });
+        let traffic = Traffic::default();
+        let peer = Peer { token, connection, origins, traffic, dialling, closing: false, shut: false };
+        self.peers[slot] = Some(peer);
         self.outputs.mark(slot);
     }
 
@@ -249,7 +252,8 @@ impl<D: Driver> Shell<D> {
         }
         let Some(peer) = self.peers.get_mut(token.slot()).and_then(Option::as_mut) else { return };
         let Self { driver, machine, outputs, data_path, trust, .. } = self;
-        let Peer { connection, dialling, origins, .. } = peer;
+        let Peer { connection, dialling, origins, traffic, .. } = peer;
+        traffic.received += buffer.len() as u64;
         let mut ended = None;
         let bytes = driver.bytes(buffer).get_mut(skip..).unwrap_or_default();
         let outcome = connection.receive(bytes, &mut |incoming| match incoming {
@@ -356,7 +360,10 @@ impl<D: Driver> Shell<D> {
         }
         let Some(outbox) = self.outputs.fresh(slot, now) else { return };
         match peer.connection.take_output(outbox) {
-            Ok(Some(buffer)) => self.driver.send(peer.token, buffer),
+            Ok(Some(buffer)) => {
+                peer.traffic.sent += buffer.len() as u64;
+                self.driver.send(peer.token, buffer);
+            }
             Ok(None) if peer.connection.is_finished() && !peer.shut => {
                 peer.shut = true;
                 self.driver.shutdown(peer.token);
@@ -437,11 +444,12 @@ impl<D: Driver> Shell<D> {
         Ok(())
     }
 
-    fn stats(&self, connections: bool, now: Instant) -> WorkerStats {
+    fn stats(&mut self, connections: bool, now: Instant) -> WorkerStats {
         let (open, unauthenticated) = self.machine.connections();
         let mut drops = self.machine.drops().clone();
         drops.merge(self.outputs.drops());
         let listed = if connections { self.machine.connection_infos(now, MAX_LISTED) } else { Vec::new() };
+        let connections = listed.into_iter().filter_map(|info| self.look_at(info, now)).collect();
         WorkerStats {
             worker: self.id,
             driver: self.driver.name(),
@@ -451,11 +459,23 @@ impl<D: Driver> Shell<D> {
             counters: self.machine.counters().clone(),
             drops,
             network_drops: self.machine.network_drops().map(|(id, drops)| (id, drops.clone())).collect(),
-            connections: listed
-                .into_iter()
-                .map(|info| QueuedConnection { queued: self.outputs.queued(info.conn.0 as usize), info })
-                .collect(),
+            connections,
         }
+    }
+
+    fn look_at(&mut self, info: ConnectionInfo, now: Instant) -> Option<QueuedConnection> {
+        let slot = info.conn.0 as usize;
+        let Peer { origins, traffic, .. } = self.peers.get_mut(slot)?.as_mut()?;
+        let (receive_rate, send_rate) = traffic.rates(info.age, now);
+        Some(QueuedConnection {
+            proxy: (origins.peer != info.peer).then_some(origins.peer),
+            received: traffic.received,
+            sent: traffic.sent,
+            receive_rate,
+            send_rate,
+            queued: self.outputs.queued(slot),
+            info,
+        })
     }
 
     fn token_of(&self, conn: ConnId) -> Option<Token> {
