@@ -74,7 +74,7 @@ pub struct Worker {
 struct Conn {
     role: Role,
     peer: IpAddr,
-    /// Where its places and rates are counted.
+    /// Where its places and rates are counted; `None` while `peer` is a proxy's, which stands for nobody.
     address: Option<AddressId>,
     accepted: Instant,
     timer: Option<Instant>,
@@ -161,6 +161,52 @@ impl Worker {
     /// # Errors
     /// Which limit is reached: the shell closes it without a word, which costs it least.
     pub fn open(&mut self, conn: ConnId, peer: IpAddr, now: Instant) -> Result<(), Refusal> {
+        self.admit_connection(conn, peer, false, now)
+    }
+
+    /// The same for one that a proxy passes on: its address is nobody's, until [`Worker::identified`] says whose the connection is.
+    ///
+    /// # Errors
+    /// As for [`Worker::open`].
+    pub fn open_behind(&mut self, conn: ConnId, proxy: IpAddr, now: Instant) -> Result<(), Refusal> {
+        self.admit_connection(conn, proxy, true, now)
+    }
+
+    /// Whose connection it is, as a trusted proxy says.
+    ///
+    /// # Errors
+    /// A limit of that address is reached; the connection is to be closed.
+    pub fn identified(&mut self, conn: ConnId, client: IpAddr, now: Instant) -> Result<(), Refusal> {
+        if self.conn(conn).is_none_or(|state| state.peer == client && state.address.is_some()) {
+            return Ok(());
+        }
+        let address = match self.addresses.arrive(client, &self.limits, now) {
+            Ok(address) => address,
+            Err(refusal) => {
+                self.counters.refused += 1;
+                self.closed(conn);
+                return Err(refusal);
+            }
+        };
+        let Some(state) = self.conn_mut(conn) else { return Ok(()) };
+        state.peer = client;
+        let (earlier, authenticated) = (state.address.replace(address), state.role.is_authenticated());
+        if let Some(earlier) = earlier {
+            self.addresses.leave(earlier, authenticated);
+        }
+        if authenticated {
+            self.addresses.authenticated(address, true);
+        }
+        Ok(())
+    }
+
+    fn admit_connection(
+        &mut self,
+        conn: ConnId,
+        peer: IpAddr,
+        shared: bool,
+        now: Instant,
+    ) -> Result<(), Refusal> {
         let refusal = if self.draining {
             Some(Refusal::Draining)
         } else if self.open >= self.limits.max_connections {
@@ -171,11 +217,12 @@ impl Worker {
             None
         };
         let address = match refusal {
-            None => self.addresses.arrive(peer, &self.limits, now),
+            None if shared => Ok(None),
+            None => self.addresses.arrive(peer, &self.limits, now).map(Some),
             Some(refusal) => Err(refusal),
         };
         let address = match address {
-            Ok(address) => Some(address),
+            Ok(address) => address,
             Err(refusal) => {
                 self.counters.refused += 1;
                 return Err(refusal);

@@ -120,7 +120,7 @@ pub struct ConnectionInfo {
     pub conn: ConnId,
     /// `opening`, `data` or `mesh`
     pub kind: &'static str,
-    /// The other end (the proxy, behind one).
+    /// The client, as far as it is known: behind a proxy that says nothing, the proxy.
     pub peer: IpAddr,
     /// Nodes authenticated on it.
     pub nodes: Vec<NodeId>,
