@@ -300,6 +300,12 @@ impl<D: Driver> Shell<D> {
                         self.begin_close(token, code, now);
                     }
                 }
+                Command::Cut { conn } => {
+                    if let Some(token) = self.token_of(conn) {
+                        self.driver.close(token);
+                        self.forget(token);
+                    }
+                }
                 Command::Report(report) => self.tell_hub(HubInput::Worker(self.id, report)),
             }
         }

@@ -123,6 +123,7 @@ impl Rig {
                             }
                         }
                         Command::Close { conn, code } => self.closed.push((id, conn, code)),
+                        Command::Cut { conn } => self.closed.push((id, conn, 0)),
                         Command::Report(report) if self.hold => self.held.push((id, report)),
                         Command::Report(report) => self.hub.handle_worker(id, report, self.now),
                     }

@@ -148,10 +148,10 @@ impl Worker {
             Some(Refusal::Draining)
         } else if self.open >= self.limits.max_connections {
             Some(Refusal::Connections)
-        } else if self.unauthenticated >= self.limits.max_unauthenticated {
-            Some(Refusal::Unauthenticated)
         } else if self.unauthenticated_from(peer) >= self.limits.max_unauthenticated_per_address {
             Some(Refusal::Address)
+        } else if self.unauthenticated >= self.limits.max_unauthenticated && !self.cut_oldest() {
+            Some(Refusal::Unauthenticated)
         } else {
             None
         };
@@ -423,6 +423,17 @@ impl Worker {
         if let Some(at) = at {
             self.timers.insert((at, conn));
         }
+    }
+
+    /// Cuts the connection that has had the most time to sign in, for one that may be quicker: silent ones do not lock newcomers out. Those that are
+    /// signed in have timers later than these, but for a few.
+    fn cut_oldest(&mut self) -> bool {
+        let waits = |conn: &ConnId| self.conn(*conn).is_some_and(|state| !state.role.is_authenticated());
+        let Some(oldest) = self.timers.iter().map(|&(_, conn)| conn).find(waits) else { return false };
+        self.counters.refused += 1;
+        self.closed(oldest);
+        self.commands.push_back(Command::Cut { conn: oldest });
+        true
     }
 
     /// A walk over all connections, which only happens as long as more than the allowed number wait at all.
