@@ -14,4 +14,6 @@ mod support;
 mod raw;
 mod siege;
 
+mod http;
 mod silence;
+mod websocket;

@@ -1,5 +1,6 @@
 //! A client that sends exactly the bytes it is told, blocking, and says what came back until the end.
 
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 
@@ -110,6 +111,7 @@ pub fn address(number: usize) -> Ipv4Addr {
 pub struct Raw<S = TcpStream> {
     pub stream: S,
     received: Vec<u8>,
+    frames: VecDeque<(FrameType, Vec<u8>)>,
 }
 
 /// How it ended.
@@ -144,7 +146,7 @@ impl Raw {
 
 impl<S: Read + Write> Raw<S> {
     pub fn over(stream: S) -> Self {
-        Self { stream, received: Vec::new() }
+        Self { stream, received: Vec::new(), frames: VecDeque::new() }
     }
 
     /// Sends; that the relay has closed is for whoever reads next to find.
@@ -191,13 +193,16 @@ impl<S: Read + Write> Raw<S> {
         }
     }
 
-    /// The first frame of the next binary message.
+    /// The next EdgeLink frame: type and payload. `None` when the connection ends first.
     pub fn next_frame(&mut self) -> Option<(FrameType, Vec<u8>)> {
         loop {
+            if let Some(frame) = self.frames.pop_front() {
+                return Some(frame);
+            }
             match self.next_ws()? {
                 (BINARY, payload) => {
-                    let first = Frames::new(&payload).next().unwrap().unwrap();
-                    return Some((first.header.kind, first.payload().to_vec()));
+                    let frames = Frames::new(&payload).map(Result::unwrap);
+                    self.frames.extend(frames.map(|frame| (frame.header.kind, frame.payload().to_vec())));
                 }
                 (CLOSE, _) => return None,
                 _ => {}
