@@ -16,4 +16,5 @@ mod siege;
 
 mod http;
 mod silence;
+mod tls;
 mod websocket;
