@@ -125,6 +125,33 @@ impl Relay {
         relay
     }
 
+    /// Starts with its log going elsewhere: `config` says where it listens, and is told here again.
+    pub fn start_logging_to(
+        directory: &Path,
+        config: &str,
+        log: Stdio,
+        data: SocketAddr,
+        admin: SocketAddr,
+    ) -> Self {
+        let file = directory.join("relay.toml");
+        std::fs::write(&file, config).unwrap();
+        let child = command()
+            .arg("--config")
+            .arg(&file)
+            .arg("--state-dir")
+            .arg(directory.join("state"))
+            .stderr(log)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let until = Instant::now() + PATIENCE;
+        while [admin, data].iter().any(|address| std::net::TcpStream::connect(address).is_err()) {
+            assert!(Instant::now() < until, "the relay does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Self { child, data, admin, stun: None, directory: directory.to_owned(), log: mpsc::channel().1 }
+    }
+
     /// Waits for a log line with this message; the line.
     pub fn logged(&self, message: &str) -> String {
         let until = Instant::now() + PATIENCE;
@@ -311,7 +338,15 @@ pub struct ServerLink {
 
 impl Controller {
     pub async fn start() -> Self {
-        Self { listener: TcpListener::bind("127.0.0.1:0").await.unwrap() }
+        Self::at("127.0.0.1:0".parse().unwrap()).await
+    }
+
+    pub async fn at(address: SocketAddr) -> Self {
+        Self { listener: TcpListener::bind(address).await.unwrap() }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.listener.local_addr().unwrap()
     }
 
     /// A configuration for a relay that gets its orders here.
