@@ -262,6 +262,11 @@ impl Worker {
             match self.conn(conn).map(|conn| &conn.role) {
                 Some(Role::Data(memberships)) if !memberships.is_empty() => self.check_expiry(conn, now),
                 Some(Role::Mesh(_)) => self.ping_link(conn, now.instant),
+                // Before the upgrade there is no frame to say it with.
+                Some(Role::Opening) => {
+                    self.counters.handshake_timeouts += 1;
+                    self.cut(conn);
+                }
                 Some(_) => {
                     self.counters.handshake_timeouts += 1;
                     self.fail(
@@ -379,6 +384,11 @@ impl Worker {
         self.commands.push_back(Command::Close { conn, code });
     }
 
+    fn cut(&mut self, conn: ConnId) {
+        self.closed(conn);
+        self.commands.push_back(Command::Cut { conn });
+    }
+
     fn go_away(&mut self, conn: ConnId, reason: &str, grace: Duration) {
         let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
         self.send(conn, FrameType::GoAway, &to_payload(&GoAway { reason: reason.into(), grace_ms }));
@@ -431,8 +441,7 @@ impl Worker {
         let waits = |conn: &ConnId| self.conn(*conn).is_some_and(|state| !state.role.is_authenticated());
         let Some(oldest) = self.timers.iter().map(|&(_, conn)| conn).find(waits) else { return false };
         self.counters.refused += 1;
-        self.closed(oldest);
-        self.commands.push_back(Command::Cut { conn: oldest });
+        self.cut(oldest);
         true
     }
 

@@ -16,7 +16,8 @@ fn silence_ends_at_the_handshake_time_and_places_are_given_back() {
     rig.advance(Duration::from_millis(1));
     assert_eq!(
         rig.closed.iter().map(|(_, conn, code)| (conn.0, *code)).collect::<Vec<_>>(),
-        [(0, 1008), (1, 1008), (2, 1008)]
+        [(0, 1008), (1, 1008), (2, 0)],
+        "the one without an upgrade goes without a word"
     );
     assert!(rig.errors().iter().all(|(_, code, _)| *code == ErrorCode::InvalidToken));
     assert_eq!(rig.workers[0].connections(), (1, 0));
