@@ -15,6 +15,7 @@ mod raw;
 mod siege;
 
 mod http;
+mod identity;
 mod resources;
 mod silence;
 mod tls;

@@ -93,7 +93,15 @@ pub fn sign_in_with(token: &str) -> Vec<u8> {
 
 /// A TCP connection from an address of this machine's.
 pub fn connect_from(source: Ipv4Addr, relay: SocketAddr) -> io::Result<TcpStream> {
+    connect(source, relay, None)
+}
+
+/// The same with a receive buffer of about so many bytes.
+pub fn connect(source: Ipv4Addr, relay: SocketAddr, window: Option<usize>) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    if let Some(window) = window {
+        socket.set_recv_buffer_size(window)?;
+    }
     socket.bind(&SocketAddr::from((source, 0)).into())?;
     socket.connect(&relay.into())?;
     socket.set_tcp_nodelay(true)?;
@@ -112,6 +120,8 @@ pub struct Raw<S = TcpStream> {
     pub stream: S,
     received: Vec<u8>,
     frames: VecDeque<(FrameType, Vec<u8>)>,
+    /// Silence counts as the end.
+    pub impatient: bool,
 }
 
 /// How it ended.
@@ -146,7 +156,7 @@ impl Raw {
 
 impl<S: Read + Write> Raw<S> {
     pub fn over(stream: S) -> Self {
-        Self { stream, received: Vec::new(), frames: VecDeque::new() }
+        Self { stream, received: Vec::new(), frames: VecDeque::new(), impatient: false }
     }
 
     /// Sends; that the relay has closed is for whoever reads next to find.
@@ -258,6 +268,9 @@ impl<S: Read + Write> Raw<S> {
                 true
             }
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                if self.impatient {
+                    return false;
+                }
                 panic!("the relay neither answers nor closes; it has said {:?}", self.received)
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => true,

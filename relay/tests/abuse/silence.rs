@@ -114,7 +114,7 @@ fn dribblers_at_the_tcp_tls_http_and_websocket_stage_are_cut_at_the_handshake_ti
 fn ten_thousand_silent_connections_cost_little_and_end() {
     let descriptors = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: descriptors.maximum, ..descriptors }).unwrap();
-    let siege = Siege::tls("[limits]\nmax_unauthenticated = 20000\nhandshake_timeout_s = 4\n");
+    let siege = Siege::tls("[limits]\nmax_unauthenticated = 20000\nhandshake_timeout_s = 3\n");
     let besiege = || {
         let silent: Vec<_> = (0..10_000)
             .map(|number| {
@@ -128,7 +128,7 @@ fn ten_thousand_silent_connections_cost_little_and_end() {
             // An orderly end or a reset.
             let _ = stream.read(&mut [0; 64]);
         }
-        siege.before.wait_for(&siege.relay, 80 << 20);
+        siege.before.wait_for(&siege.relay, 40 << 20);
         peak
     };
     let peak = besiege();
@@ -139,7 +139,7 @@ fn ten_thousand_silent_connections_cost_little_and_end() {
     let after = siege.vitals();
     besiege();
     after.wait_for(&siege.relay, 4 << 20);
-    siege.lift_with(80 << 20);
+    siege.lift_with(40 << 20);
 }
 
 #[test]
@@ -176,17 +176,24 @@ fn one_address_gets_no_more_than_its_share_of_unauthenticated_connections() {
 
 #[test]
 fn receivers_that_never_read_lose_their_own_frames_only_and_memory_stays_bounded() {
-    const DEAF: u32 = 40;
+    const DEAF: u32 = 25;
     const QUEUE: u64 = 256 << 10;
     let siege = Siege::plain("[limits]\nqueue_bytes = 262144\nqueue_age_ms = 60000\n");
-    let deaf: Vec<_> = (0..DEAF).map(|number| Raw::node(siege.relay.data, 100 + number, 1)).collect();
+    let deaf: Vec<_> = (0..DEAF)
+        .map(|number| {
+            let mut raw = Raw::over(connect(Ipv4Addr::LOCALHOST, siege.relay.data, Some(8 << 10)).unwrap());
+            raw.upgrade("/ws/data");
+            raw.sign_in(100 + number, 1);
+            raw
+        })
+        .collect();
     let mut sender = Raw::node(siege.relay.data, 50, 1);
     let body = vec![7; 60_000];
-    for round in 0..150 {
+    for round in 0..60 {
         for number in 0..DEAF {
             sender.send(&message(&data(50, 100 + number, &body)));
         }
-        if round % 50 == 0 {
+        if round % 20 == 0 {
             siege.holds();
         }
     }
