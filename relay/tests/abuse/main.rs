@@ -18,5 +18,6 @@ mod http;
 mod identity;
 mod resources;
 mod silence;
+mod soak;
 mod tls;
 mod websocket;

@@ -215,7 +215,7 @@ fn what_is_no_tls_1_3_is_refused_at_once() {
 }
 
 /// The hello of a client that speaks nothing newer.
-fn tls12_hello() -> Vec<u8> {
+pub fn tls12_hello() -> Vec<u8> {
     let config = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS12])
         .with_root_certificates(rustls::RootCertStore::empty())
         .with_no_client_auth();

@@ -349,6 +349,11 @@ impl Controller {
         self.listener.local_addr().unwrap()
     }
 
+    /// The next connection.
+    pub async fn accept_tcp(&self) -> TcpStream {
+        self.listener.accept().await.unwrap().0
+    }
+
     /// A configuration for a relay that gets its orders here.
     pub fn config(&self) -> String {
         format!(
