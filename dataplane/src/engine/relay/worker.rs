@@ -325,6 +325,12 @@ impl<D: Driver> Shell<D> {
                     }
                 }
                 Command::Discard { conn, reason } => self.outputs.discard(conn.0 as usize, reason),
+                Command::Cut { conn } => {
+                    if let Some(token) = self.token_of(conn) {
+                        self.driver.close(token);
+                        self.forget(token);
+                    }
+                }
                 Command::Report(report) => self.tell_hub(HubInput::Worker(self.id, report)),
             }
         }

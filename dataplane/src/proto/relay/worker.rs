@@ -207,21 +207,27 @@ impl Worker {
         shared: bool,
         now: Instant,
     ) -> Result<(), Refusal> {
-        let refusal = if self.draining {
-            Some(Refusal::Draining)
+        let refused = if self.draining {
+            Err(Refusal::Draining)
         } else if self.open >= self.limits.max_connections {
-            Some(Refusal::Connections)
-        } else if self.unauthenticated >= self.limits.max_unauthenticated {
-            Some(Refusal::Unauthenticated)
+            Err(Refusal::Connections)
+        } else if shared {
+            Ok(None)
         } else {
-            None
+            self.addresses.arrive(peer, &self.limits, now).map(Some)
         };
-        let address = match refusal {
-            None if shared => Ok(None),
-            None => self.addresses.arrive(peer, &self.limits, now).map(Some),
-            Some(refusal) => Err(refusal),
-        };
-        let address = match address {
+        // Only who may come at all makes another one go.
+        let full = self.unauthenticated >= self.limits.max_unauthenticated;
+        let admitted = refused.and_then(|address| {
+            if full && !self.cut_oldest() {
+                if let Some(address) = address {
+                    self.addresses.leave(address, false);
+                }
+                return Err(Refusal::Unauthenticated);
+            }
+            Ok(address)
+        });
+        let address = match admitted {
             Ok(address) => address,
             Err(refusal) => {
                 self.counters.refused += 1;
@@ -337,6 +343,11 @@ impl Worker {
             match self.conn(conn).map(|conn| &conn.role) {
                 Some(Role::Data(memberships)) if !memberships.is_empty() => self.check_expiry(conn, now),
                 Some(Role::Mesh(_)) => self.ping_link(conn, now.instant),
+                // Before the upgrade there is no frame to say it with.
+                Some(Role::Opening) => {
+                    self.counters.handshake_timeouts += 1;
+                    self.cut(conn);
+                }
                 Some(_) => {
                     self.counters.handshake_timeouts += 1;
                     self.fail(
@@ -454,6 +465,11 @@ impl Worker {
         self.commands.push_back(Command::Close { conn, code });
     }
 
+    fn cut(&mut self, conn: ConnId) {
+        self.closed(conn);
+        self.commands.push_back(Command::Cut { conn });
+    }
+
     fn go_away(&mut self, conn: ConnId, reason: &str, grace: Duration) {
         let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
         self.send(conn, FrameType::GoAway, &to_payload(&GoAway { reason: reason.into(), grace_ms }));
@@ -498,6 +514,16 @@ impl Worker {
         if let Some(at) = at {
             self.timers.insert((at, conn));
         }
+    }
+
+    /// Cuts the connection that has had the most time to sign in, for one that may be quicker: silent ones do not lock newcomers out. Those that are
+    /// signed in have timers later than these, but for a few.
+    fn cut_oldest(&mut self) -> bool {
+        let waits = |conn: &ConnId| self.conn(*conn).is_some_and(|state| !state.role.is_authenticated());
+        let Some(oldest) = self.timers.iter().map(|&(_, conn)| conn).find(waits) else { return false };
+        self.counters.refused += 1;
+        self.cut(oldest);
+        true
     }
 
     /// A connection has authenticated itself, or (`is` false) is no longer.
