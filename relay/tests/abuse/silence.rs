@@ -268,7 +268,7 @@ fn what_is_never_finished_is_bounded() {
     siege.holds();
     let peak = siege.vitals();
     assert!(
-        peak.rss < siege.before.rss + (50 * 256 << 10) + SLACK,
+        peak.rss < siege.before.rss + ((50 * 256) << 10) + SLACK,
         "{} MiB",
         (peak.rss - siege.before.rss) >> 20
     );

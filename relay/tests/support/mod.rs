@@ -166,7 +166,8 @@ impl Relay {
             assert!(Instant::now() < until, "the relay does not start");
             std::thread::sleep(Duration::from_millis(20));
         }
-        Self { child, data, admin, stun: None, directory: directory.to_owned(), log: mpsc::channel().1 }
+        let (addresses, log) = (vec![data], mpsc::channel().1);
+        Self { child, addresses, data, admin, stun: None, directory: directory.to_owned(), log }
     }
 
     /// Waits for a log line with this message; the line.
