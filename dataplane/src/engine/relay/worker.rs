@@ -6,10 +6,12 @@
 //! a connection which is being closed is not listened to any more.
 
 pub(super) mod door;
+mod moderation;
 mod outputs;
 
 use std::collections::VecDeque;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
@@ -37,6 +39,7 @@ use crate::proto::wire::forwarded::Trust;
 use crate::proto::wire::frame::{Flags, FrameType, write_frame};
 use crate::proto::wire::websocket::Role;
 use door::{Door, Origins, Traffic};
+use moderation::Moderation;
 use outputs::Outputs;
 
 /// From the end of a connection as the machine sees it to its end as TCP sees it.
@@ -143,22 +146,27 @@ impl<D: Driver> Shell<D> {
 
     /// Until told to stop.
     pub(super) fn run(mut self) -> io::Result<()> {
+        // Short waits are meant: by default the kernel may stretch each by 50 µs.
+        let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1_000));
+        let mut moderation = Moderation::new(self.clock.instant());
+        let mut gather = None;
         while !self.stopping {
-            self.driver.wait(self.timeout())?;
+            self.driver.wait_gathering(self.timeout(), gather)?;
             let now = self.clock.now();
             // First what other threads say: a token key, a revocation, holds for the frames behind it.
             self.read_inbox(now);
-            let mut received = 0;
+            let (mut received, mut flushed) = (0, 0);
             while let Some(event) = self.driver.next_event() {
                 if let Event::Received { buffer, .. } = &event {
                     received += buffer.len();
                 }
                 self.handle(event, now);
-                if received >= FLUSH_AFTER {
-                    received = 0;
+                if received - flushed >= FLUSH_AFTER {
+                    flushed = received;
                     self.flush(now.instant);
                 }
             }
+            gather = moderation.gather(now.instant, self.machine.counters().frames_in, received);
             self.machine.handle_timeout(now);
             self.obey(now.instant);
             self.end_closing(now.instant);
