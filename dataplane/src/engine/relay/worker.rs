@@ -45,6 +45,8 @@ const MESH_USER_TIMEOUT: Duration = Duration::from_secs(3);
 const NODE_USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// A silent connection is asked at the TCP level; nodes send a PING every 20 s, so only dead ones get here.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+/// Received bytes after which output is sent, events left or not: it is still in the cache, and its buffers serve the next.
+const FLUSH_AFTER: usize = 64 << 10;
 /// Connections that a look at them lists, per worker.
 const MAX_LISTED: usize = 10_000;
 
@@ -137,8 +139,16 @@ impl<D: Driver> Shell<D> {
             let now = self.clock.now();
             // First what other threads say: a token key, a revocation, holds for the frames behind it.
             self.read_inbox(now);
+            let mut received = 0;
             while let Some(event) = self.driver.next_event() {
+                if let Event::Received { buffer, .. } = &event {
+                    received += buffer.len();
+                }
                 self.handle(event, now);
+                if received >= FLUSH_AFTER {
+                    received = 0;
+                    self.flush(now.instant);
+                }
             }
             self.machine.handle_timeout(now);
             self.obey(now.instant);
@@ -219,7 +229,7 @@ impl<D: Driver> Shell<D> {
                 return self.tell_hub(HubInput::DialFailed(relay));
             }
         };
-        if self.machine.open(conn_id(token), address, now).is_err() {
+        if self.machine.open_dialled(conn_id(token), address, now).is_err() {
             self.driver.close(token);
             return self.tell_hub(HubInput::DialFailed(relay));
         }
@@ -239,7 +249,7 @@ impl<D: Driver> Shell<D> {
         }
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
-        self.outputs.open(slot, role, &self.pool, seed);
+        self.outputs.open(slot, role, connection.framing(), &self.pool, seed);
         self.peers[slot] = Some(Peer { token, connection, dialling, closing: false, shut: false });
         self.outputs.mark(slot);
     }

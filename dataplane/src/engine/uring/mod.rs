@@ -2,7 +2,8 @@
 //!
 //! Each descriptor has at most one receiving operation (multishot: it goes on until it is cancelled or runs out of buffers) and at most one send.
 //! Received bytes land in `buffers` that the kernel picks; 512 KiB of them are in flight at most, which was worth a third of a frame's
-//! cost at 64 busy pairs (864 to 610 ns, 2 vCPU Sapphire Rapids guest, Linux 6.18). One system call submits what was asked for and waits.
+//! cost at 64 busy pairs (864 to 610 ns, 2 vCPU Sapphire Rapids guest, Linux 6.18). One system call submits what was asked for and waits;
+//! large output does not wait for it.
 //!
 //! Ownership is the proof: a send buffer and a message header move into the slot when their operation starts and leave it when its last
 //! completion has come; a slot is freed when no operation of it is left; the ring is dropped before the buffers' memory, after everything
@@ -22,7 +23,7 @@ use std::time::Duration;
 
 use io_uring::types::Fd;
 use io_uring::{cqueue, opcode, squeue};
-use rustix::net::Shutdown;
+use rustix::net::{SendFlags, Shutdown};
 
 use self::buffers::BufferGroup;
 use self::completion::owned;
@@ -32,8 +33,13 @@ use super::driver::{Driver, Event, RecvBuffer, SendBuffer, Token, Waker};
 use super::slab::Slab;
 use super::socket;
 
-/// Buffers for streams: two TLS records each, 512 KiB together.
-const STREAM_BUFFERS: (u16, usize) = (16, 32 << 10);
+/// Buffers for streams, 512 KiB together: few, so that one receive takes as much as there is. Against 16 of 32 KiB that was worth 15 % of a
+/// frame's cost with TLS and 40 % without (16 busy pairs; `docs/benchmarks.md`).
+const STREAM_BUFFERS: (u16, usize) = (2, 256 << 10);
+/// Where a buffer takes one piece only, more of them.
+const WHOLE_STREAM_BUFFERS: (u16, usize) = (8, 64 << 10);
+/// Buffers from this on are sent by a system call of their own, at once: they are still in the cache, and the next one can use their memory.
+const SEND_AT_ONCE: usize = 8 << 10;
 /// Buffers for datagrams: an Ethernet frame's worth, with room for the header that the kernel puts before it.
 const DATAGRAM_BUFFERS: (u16, usize) = (64, 4 << 10);
 /// Bytes of packet buffers, split by the largest packet.
@@ -67,7 +73,10 @@ impl Uring {
     pub fn open() -> io::Result<Self> {
         let mut ring = Ring::open()?;
         let (count, size) = STREAM_BUFFERS;
-        let streams = BufferGroup::new(&mut ring, 0, count, size)?;
+        let streams = BufferGroup::new(&mut ring, 0, count, size, true).or_else(|_| {
+            let (count, size) = WHOLE_STREAM_BUFFERS;
+            BufferGroup::new(&mut ring, 0, count, size, false)
+        })?;
         let mut driver = Self {
             ring,
             groups: vec![streams],
@@ -215,11 +224,11 @@ impl Uring {
         }
     }
 
-    fn give_back(&mut self, buffer: Option<(u16, u16)>) {
-        if let Some((group, index)) = buffer
-            && let Some(group) = self.groups.get_mut(usize::from(group))
+    fn give_back(&mut self, buffer: Option<RecvBuffer>) {
+        if let Some(buffer) = buffer
+            && let Some(group) = self.groups.get_mut(usize::from(buffer.group))
         {
-            group.provide(index);
+            group.give_back(buffer.index);
         }
     }
 
@@ -229,7 +238,7 @@ impl Uring {
 
     fn new_group(&mut self, count: u16, size: usize) -> io::Result<u16> {
         let id = u16::try_from(self.groups.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
-        self.groups.push(BufferGroup::new(&mut self.ring, id, count, size)?);
+        self.groups.push(BufferGroup::new(&mut self.ring, id, count, size, false)?);
         Ok(id)
     }
 
@@ -298,7 +307,7 @@ impl Driver for Uring {
         self.add(device, Kind::Packets { group, max: max_packet as u32 }, None)
     }
 
-    fn send(&mut self, token: Token, buffer: SendBuffer) {
+    fn send(&mut self, token: Token, mut buffer: SendBuffer) {
         if !self.can_send(token) {
             let error = io::Error::new(io::ErrorKind::InvalidInput, "a send before the last one was done");
             return self.fail(token, Some(error));
@@ -307,6 +316,16 @@ impl Driver for Uring {
             return self.known.push_back(Event::Sent { token, buffer });
         }
         if let Some(slot) = self.slots.get_mut(token) {
+            // What the socket does not take now, and any error, is the ring's.
+            if buffer.len() >= SEND_AT_ONCE
+                && let Ok(sent) =
+                    rustix::net::send(&slot.fd, buffer.filled(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
+            {
+                buffer.consume(sent);
+                if buffer.is_empty() {
+                    return self.known.push_back(Event::Sent { token, buffer });
+                }
+            }
             slot.sending = Some(buffer);
         }
         if let Err(error) = self.flush(token) {
@@ -436,18 +455,14 @@ impl Driver for Uring {
     }
 
     fn bytes(&mut self, buffer: &RecvBuffer) -> &mut [u8] {
-        let bytes = match self.groups.get_mut(usize::from(buffer.group)) {
-            Some(group) => group.bytes(buffer.index),
+        match self.groups.get_mut(usize::from(buffer.group)) {
+            Some(group) => group.bytes(buffer.index, buffer.offset, buffer.len),
             None => &mut [],
-        };
-        bytes
-            .get_mut(buffer.offset as usize..)
-            .and_then(|rest| rest.get_mut(..buffer.len()))
-            .unwrap_or_default()
+        }
     }
 
     fn recycle(&mut self, buffer: RecvBuffer) {
-        self.give_back(Some((buffer.group, buffer.index)));
+        self.give_back(Some(buffer));
     }
 
     fn name(&self) -> &'static str {

@@ -29,9 +29,10 @@ pub struct QueuePolicy {
     pub max_bytes: usize,
     /// How long data may wait. TCP has given a packet up, or sent it again, after a second.
     pub max_age: Duration,
-    /// Bytes for all receivers of a worker together. When they are used up, a receiver gets more room only for what it drops.
+    /// Bytes for all receivers of a worker together, and half as much again in their backlogs. When they are used up, a receiver gets more room only for
+    /// what it drops.
     pub max_total: usize,
-    /// A backlog with more than this makes a connection congested: two sends.
+    /// A backlog with more than this makes a connection congested. One receive may bring 256 KiB for one connection, before there is a chance to send any.
     pub high: usize,
     /// Up to here a congested connection's backlog is refilled: one send, ready when the one before it is done.
     pub low: usize,
@@ -43,7 +44,7 @@ impl Default for QueuePolicy {
             max_bytes: 1 << 20,
             max_age: Duration::from_secs(1),
             max_total: 256 << 20,
-            high: 128 << 10,
+            high: 384 << 10,
             low: 64 << 10,
         }
     }
@@ -53,6 +54,11 @@ impl QueuePolicy {
     /// What a backlog has to take: it is filled up to `high` and then with one more frame.
     pub const fn backlog_bytes(&self) -> usize {
         self.high + 2 * MAX_FRAME
+    }
+
+    /// What a backlog may have when memory is short: enough for who takes it at once.
+    fn little(&self) -> usize {
+        self.low / 4
     }
 
     /// What waits that long in a backlog tells that its connection does not move.
@@ -92,6 +98,8 @@ pub struct Queue {
     fair: Option<Box<FairQueue>>,
     /// Bytes ever put into the backlog.
     pushed: u64,
+    /// Bytes in it when it was last looked at.
+    staged: usize,
     probe: Option<Probe>,
     handshakes: TokenBucket,
     dropped: u64,
@@ -142,6 +150,8 @@ pub struct Queues {
     #[allow(clippy::vec_box, reason = "they go to connections and come back as they are")]
     idle: Vec<Box<FairQueue>>,
     congested: usize,
+    /// Bytes in all backlogs.
+    staged: usize,
     drops: DropCounters,
     delays: DelayHistogram,
 }
@@ -158,6 +168,7 @@ impl Queues {
             stock: Blocks::new(policy.max_total),
             idle: Vec::new(),
             congested: 0,
+            staged: 0,
             drops: DropCounters::default(),
             delays: DelayHistogram::default(),
         }
@@ -188,9 +199,9 @@ impl Queues {
         self.congested
     }
 
-    /// Memory that waiting data takes beside the backlogs, in bytes.
+    /// Memory that waiting data takes, in bytes.
     pub fn held(&self) -> usize {
-        self.stock.used() * BLOCK
+        self.stock.used() * BLOCK + self.staged
     }
 
     /// A frame of one node for another: straight into the backlog, or into its source's line. What is dropped for it is counted.
@@ -204,8 +215,10 @@ impl Queues {
         }
         if queue.fair.is_none() {
             let moves = queue.probe.is_none_or(|probe| now - probe.at <= self.policy.stall());
-            if moves && backlog.queued() + frame.len() <= self.policy.high && put(backlog, frame, now) {
-                return queue.pushed(frame.len(), now);
+            let high = if self.is_short_of_memory() { self.policy.little() } else { self.policy.high };
+            if moves && backlog.queued() + frame.len() <= high && put(backlog, frame, now) {
+                queue.pushed(frame.len(), now);
+                return self.restage(queue, backlog);
             }
             self.congested += 1;
         }
@@ -240,8 +253,9 @@ impl Queues {
             queue.dropped += frames;
             self.drops.add(DropReason::QueueAge, frames);
         }
-        let Some(fair) = &mut queue.fair else { return };
-        while backlog.queued() < self.policy.low {
+        let low = if self.is_short_of_memory() { self.policy.little() } else { self.policy.low };
+        let Some(fair) = &mut queue.fair else { return self.restage(queue, backlog) };
+        while backlog.queued() < low {
             let Some(head) = fair.front() else { break };
             if before.is_some_and(|before| head.at < before) {
                 fair.discard(&mut self.stock);
@@ -257,10 +271,12 @@ impl Queues {
             queue.probe.get_or_insert(Probe { end, at: head.at });
         }
         self.release_if_empty(queue);
+        self.restage(queue, backlog);
     }
 
     /// Bytes were taken out of the backlog.
     pub fn sent(&mut self, queue: &mut Queue, backlog: &impl Backlog, now: Instant) {
+        self.restage(queue, backlog);
         let Some(probe) = queue.probe else { return };
         let left = backlog.queued() as u64;
         if left == 0 || queue.pushed.saturating_sub(left) >= probe.end {
@@ -282,9 +298,19 @@ impl Queues {
             frames += fair.clear(&mut self.stock);
         }
         self.release_if_empty(queue);
+        self.restage(queue, backlog);
         queue.probe = None;
         queue.dropped += frames as u64;
         self.drops.add(reason, frames as u64);
+    }
+
+    fn is_short_of_memory(&self) -> bool {
+        self.staged > self.policy.max_total / 2
+    }
+
+    fn restage(&mut self, queue: &mut Queue, backlog: &impl Backlog) {
+        let now = backlog.queued();
+        self.staged = self.staged - std::mem::replace(&mut queue.staged, now) + now;
     }
 
     fn release_if_empty(&mut self, queue: &mut Queue) {

@@ -161,6 +161,18 @@ impl Worker {
     /// # Errors
     /// Which limit is reached: the shell closes it without a word, which costs it least.
     pub fn open(&mut self, conn: ConnId, peer: IpAddr, now: Instant) -> Result<(), Refusal> {
+        self.seat(conn, peer, true, now)
+    }
+
+    /// A connection that we made: limits of addresses are for those who come.
+    ///
+    /// # Errors
+    /// As for [`Worker::open`].
+    pub fn open_dialled(&mut self, conn: ConnId, peer: IpAddr, now: Instant) -> Result<(), Refusal> {
+        self.seat(conn, peer, false, now)
+    }
+
+    fn seat(&mut self, conn: ConnId, peer: IpAddr, limited: bool, now: Instant) -> Result<(), Refusal> {
         let refusal = if self.draining {
             Some(Refusal::Draining)
         } else if self.open >= self.limits.max_connections {
@@ -171,11 +183,12 @@ impl Worker {
             None
         };
         let address = match refusal {
-            None => self.addresses.arrive(peer, &self.limits, now),
+            None if limited => self.addresses.arrive(peer, &self.limits, now).map(Some),
+            None => Ok(None),
             Some(refusal) => Err(refusal),
         };
         let address = match address {
-            Ok(address) => Some(address),
+            Ok(address) => address,
             Err(refusal) => {
                 self.counters.refused += 1;
                 return Err(refusal);

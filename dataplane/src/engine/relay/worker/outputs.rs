@@ -3,7 +3,7 @@
 //! The rules are those of [`crate::proto::relay::queue`]; the outbox is the backlog that it fills.
 
 use crate::engine::driver::Waker;
-use crate::engine::outbox::Outbox;
+use crate::engine::outbox::{Framing, Outbox};
 use crate::engine::relay::lane::LaneSender;
 use crate::packet::pool::Pool;
 use crate::proto::drop_reason::DropReason;
@@ -51,11 +51,18 @@ impl Outputs {
         }
     }
 
-    pub(super) fn open(&mut self, slot: usize, role: Role, pool: &Pool, mask_seed: [u8; 32]) {
+    pub(super) fn open(
+        &mut self,
+        slot: usize,
+        role: Role,
+        framing: Framing,
+        pool: &Pool,
+        mask_seed: [u8; 32],
+    ) {
         if slot >= self.slots.len() {
             self.slots.resize_with(slot + 1, || None);
         }
-        let outbox = Outbox::new(role, self.queues.policy().backlog_bytes(), pool, mask_seed);
+        let outbox = Outbox::new(role, framing, self.queues.policy().backlog_bytes(), pool, mask_seed);
         self.slots[slot] = Some(Output { outbox, queue: Queue::default(), marked: false, link: None });
     }
 
