@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::proto::drop_reason::DropCounters;
@@ -16,6 +17,16 @@ use crate::proto::relay::worker::{ConnectionInfo, Counters, LinkInfo};
 pub struct QueuedConnection {
     /// What it is.
     pub info: ConnectionInfo,
+    /// The other end of its TCP connection, when that is a proxy.
+    pub proxy: Option<IpAddr>,
+    /// Bytes as they came from the network and went there, TLS and all.
+    pub received: u64,
+    /// See `received`.
+    pub sent: u64,
+    /// Bytes per second received since the last look at connections, or since it was accepted.
+    pub receive_rate: f64,
+    /// The same, sent.
+    pub send_rate: f64,
     /// Bytes of data that wait for it.
     pub queued: usize,
     /// Frames dropped from its queue so far.

@@ -2,10 +2,6 @@
 //!
 //! A group is a ring of entries that both sides see, and the memory that the entries point into. This side adds entries and stores the tail;
 //! the kernel takes them from the head. A buffer is either in the ring (the kernel's) or out (its bytes may be read and changed here).
-//!
-//! In an incremental group (Linux 6.12) one buffer takes several pieces, one behind the other, and stays in the ring until it is full: a few
-//! large buffers then serve both bulk, where a receive should take as much as there is, and many small messages. What the kernel has filled is
-//! never written to again before the whole buffer has been given back.
 
 use std::fmt;
 use std::io;
@@ -23,41 +19,31 @@ pub(super) struct BufferGroup {
     memory: Mapping,
     size: usize,
     count: u16,
-    incremental: bool,
     tail: u16,
-    buffers: Vec<State>,
+    /// Which buffers are out: only those may be touched here.
+    out: Vec<bool>,
     available: u16,
-}
-
-/// Where one buffer is.
-#[derive(Clone, Copy, Debug, Default)]
-struct State {
-    /// The kernel may fill it (further).
-    in_ring: bool,
-    /// Bytes that the kernel has filled.
-    filled: u32,
-    /// Pieces of it that are being read here.
-    lent: u32,
 }
 
 impl BufferGroup {
     /// Maps and registers `count` (a power of two) buffers of `size` bytes.
     #[expect(unsafe_code, reason = "registers memory with the kernel")]
-    pub(super) fn new(
-        ring: &mut Ring,
-        id: u16,
-        count: u16,
-        size: usize,
-        incremental: bool,
-    ) -> io::Result<Self> {
+    pub(super) fn new(ring: &mut Ring, id: u16, count: u16, size: usize) -> io::Result<Self> {
         debug_assert!(count.is_power_of_two());
         let entries = Mapping::new(usize::from(count) * size_of::<BufRingEntry>())?;
         let memory = Mapping::new(usize::from(count) * size)?;
         // SAFETY: a mapping is page-aligned, was made for `count` entries, and the owner of this group drops the ring before it.
-        unsafe { ring.register_buffers(entries.address() as u64, count, id, incremental)? };
-        let buffers = vec![State::default(); usize::from(count)];
-        let mut group =
-            Self { id, entries, memory, size, count, incremental, tail: 0, buffers, available: 0 };
+        unsafe { ring.register_buffers(entries.address() as u64, count, id)? };
+        let mut group = Self {
+            id,
+            entries,
+            memory,
+            size,
+            count,
+            tail: 0,
+            out: vec![true; usize::from(count)],
+            available: 0,
+        };
         (0..count).for_each(|index| group.provide(index));
         Ok(group)
     }
@@ -75,36 +61,21 @@ impl BufferGroup {
         self.available
     }
 
-    /// The kernel has put `len` bytes into a buffer; `more`: and goes on with it. Says where they start. Each piece is to be given back.
-    pub(super) fn take(&mut self, index: u16, len: u32, more: bool) -> u32 {
-        let size = self.size as u32;
-        let Some(state) = self.buffers.get_mut(usize::from(index)).filter(|state| state.in_ring) else {
-            return size;
-        };
-        let start = state.filled;
-        state.filled = start.saturating_add(len).min(size);
-        state.lent += 1;
-        if !(self.incremental && more) {
-            state.in_ring = false;
+    /// The kernel has put something into a buffer.
+    pub(super) fn take(&mut self, index: u16) {
+        if let Some(out) = self.out.get_mut(usize::from(index))
+            && !*out
+        {
+            *out = true;
             self.available -= 1;
-        }
-        start
-    }
-
-    /// Takes a piece back; the buffer goes to the kernel again when it was the last one of a full buffer.
-    pub(super) fn give_back(&mut self, index: u16) {
-        let Some(state) = self.buffers.get_mut(usize::from(index)) else { return };
-        state.lent = state.lent.saturating_sub(1);
-        if state.lent == 0 {
-            self.provide(index);
         }
     }
 
     /// Gives a buffer (back) to the kernel. One that it has already stays there.
     #[expect(unsafe_code, reason = "writes an entry of the ring that the kernel reads")]
-    fn provide(&mut self, index: u16) {
-        match self.buffers.get_mut(usize::from(index)) {
-            Some(state) if !state.in_ring => *state = State { in_ring: true, ..State::default() },
+    pub(super) fn provide(&mut self, index: u16) {
+        match self.out.get_mut(usize::from(index)) {
+            Some(out) if *out => *out = false,
             _ => return,
         }
         self.available += 1;
@@ -128,22 +99,17 @@ impl BufferGroup {
         }
     }
 
-    /// `len` bytes from `start` of a buffer of which pieces are out; empty when the kernel has not filled them.
+    /// The bytes of a buffer that is out; empty for any other.
     #[expect(unsafe_code, reason = "the buffers lie in a mapping")]
-    pub(super) fn bytes(&mut self, index: u16, start: u32, len: u32) -> &mut [u8] {
-        let filled = match self.buffers.get(usize::from(index)) {
-            Some(state) if state.lent > 0 => state.filled,
-            _ => return &mut [],
-        };
-        if start.checked_add(len).is_none_or(|end| end > filled) {
+    pub(super) fn bytes(&mut self, index: u16) -> &mut [u8] {
+        if !self.out.get(usize::from(index)).copied().unwrap_or(false) {
             return &mut [];
         }
-        // SAFETY: the piece lies in the mapping (`filled` is bounded by the size), is initialised (anonymous memory is zeroed), and the kernel has
-        // filled it: it writes behind `filled` only, until the buffer is provided again, which needs all pieces to be back and the
-        // borrow that the slice holds.
+        // SAFETY: the buffer lies in the mapping, is initialised (anonymous memory is zeroed), and is out: the kernel does not write to it
+        // until it is provided again, which needs the borrow that the slice holds.
         unsafe {
-            let start = self.memory.base.add(usize::from(index) * self.size + start as usize);
-            std::slice::from_raw_parts_mut(start.as_ptr(), len as usize)
+            let start = self.memory.base.add(usize::from(index) * self.size);
+            std::slice::from_raw_parts_mut(start.as_ptr(), self.size)
         }
     }
 }

@@ -41,15 +41,12 @@ impl Uring {
             }
         }
         let kind = slot.kind;
-        let buffer = cqueue::buffer_select(flags).map(|index| {
-            let group = kind.group();
-            let len = u32::try_from(result).unwrap_or(0);
-            let start = self
-                .groups
-                .get_mut(usize::from(group))
-                .map_or(0, |group| group.take(index, len, cqueue::buffer_more(flags)));
-            RecvBuffer { group, index, offset: start, len }
-        });
+        let buffer = cqueue::buffer_select(flags).map(|index| (kind.group(), index));
+        if let Some((group, index)) = buffer
+            && let Some(group) = self.groups.get_mut(usize::from(group))
+        {
+            group.take(index);
+        }
         if slot.closing {
             if kind == Kind::Listener && op == Some(Op::Receive) && result >= 0 {
                 drop(owned(result));
@@ -70,7 +67,7 @@ impl Uring {
         token: Token,
         kind: Kind,
         result: i32,
-        buffer: Option<RecvBuffer>,
+        buffer: Option<(u16, u16)>,
     ) -> io::Result<()> {
         if result < 0 {
             self.give_back(buffer);
@@ -84,16 +81,21 @@ impl Uring {
                     self.known.push_back(Event::Accepted { listener: token, socket, peer });
                 }
             }
-            (Kind::Stream, buffer) if result == 0 => {
+            (Kind::Stream, _) if result == 0 => {
                 self.give_back(buffer);
                 let error = self.slots.get_mut(token).and_then(|slot| slot.send_error.take());
                 self.fail(token, error);
                 return Ok(());
             }
-            (Kind::Stream, Some(buffer)) => self.known.push_back(Event::Received { token, buffer }),
-            (Kind::Datagram { .. }, Some(buffer)) => self.datagram_received(token, buffer),
-            (_, Some(buffer)) if result == 0 => self.recycle(buffer),
-            (_, Some(buffer)) => self.known.push_back(Event::Packet { token, buffer }),
+            (_, Some((group, index))) => {
+                let received = RecvBuffer { group, index, offset: 0, len: result.cast_unsigned() };
+                match kind {
+                    Kind::Stream => self.known.push_back(Event::Received { token, buffer: received }),
+                    Kind::Datagram { .. } => self.datagram_received(token, received),
+                    _ if result == 0 => self.give_back(buffer),
+                    _ => self.known.push_back(Event::Packet { token, buffer: received }),
+                }
+            }
             _ => {}
         }
         self.receive(token)
@@ -101,8 +103,8 @@ impl Uring {
 
     fn datagram_received(&mut self, token: Token, received: RecvBuffer) {
         let parsed = self.slots.get(token).and_then(|slot| slot.message.as_deref()).and_then(|message| {
-            let group = self.groups.get_mut(usize::from(received.group))?;
-            let bytes = &*group.bytes(received.index, received.offset, received.len);
+            let bytes = self.groups.get_mut(usize::from(received.group))?.bytes(received.index);
+            let bytes = bytes.get(..received.len())?;
             let parsed = RecvMsgOut::parse(bytes, message).ok()?;
             let payload = parsed.payload_data();
             let offset = payload.as_ptr() as usize - bytes.as_ptr() as usize;
@@ -110,8 +112,7 @@ impl Uring {
         });
         match parsed {
             Some((from, offset, len)) => {
-                let offset = received.offset + offset as u32;
-                let buffer = RecvBuffer { offset, len: len as u32, ..received };
+                let buffer = RecvBuffer { offset: offset as u32, len: len as u32, ..received };
                 self.known.push_back(Event::Datagram { token, from, buffer });
             }
             None => self.recycle(received),

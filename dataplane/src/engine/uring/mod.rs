@@ -33,11 +33,10 @@ use super::driver::{Driver, Event, RecvBuffer, SendBuffer, Token, Waker};
 use super::slab::Slab;
 use super::socket;
 
-/// Buffers for streams, 512 KiB together: few, so that one receive takes as much as there is. Against 16 of 32 KiB that was worth 15 % of a
-/// frame's cost with TLS and 40 % without (16 busy pairs; `docs/benchmarks.md`).
+/// Buffers for streams: few and large, so that one receive takes as much as there is. More streams than these are ready wait in the order they came,
+/// and what they receive meanwhile comes in one piece too. Against 16 of 32 KiB that was worth 15 % of a frame's cost with TLS and 40 % without (16
+/// busy pairs); incremental buffers, which never run out, gave it all back.
 const STREAM_BUFFERS: (u16, usize) = (2, 256 << 10);
-/// Where a buffer takes one piece only, more of them.
-const WHOLE_STREAM_BUFFERS: (u16, usize) = (8, 64 << 10);
 /// Buffers from this on are sent by a system call of their own, at once: they are still in the cache, and the next one can use their memory.
 const SEND_AT_ONCE: usize = 8 << 10;
 /// Buffers for datagrams: an Ethernet frame's worth, with room for the header that the kernel puts before it.
@@ -73,10 +72,7 @@ impl Uring {
     pub fn open() -> io::Result<Self> {
         let mut ring = Ring::open()?;
         let (count, size) = STREAM_BUFFERS;
-        let streams = BufferGroup::new(&mut ring, 0, count, size, true).or_else(|_| {
-            let (count, size) = WHOLE_STREAM_BUFFERS;
-            BufferGroup::new(&mut ring, 0, count, size, false)
-        })?;
+        let streams = BufferGroup::new(&mut ring, 0, count, size)?;
         let mut driver = Self {
             ring,
             groups: vec![streams],
@@ -224,11 +220,11 @@ impl Uring {
         }
     }
 
-    fn give_back(&mut self, buffer: Option<RecvBuffer>) {
-        if let Some(buffer) = buffer
-            && let Some(group) = self.groups.get_mut(usize::from(buffer.group))
+    fn give_back(&mut self, buffer: Option<(u16, u16)>) {
+        if let Some((group, index)) = buffer
+            && let Some(group) = self.groups.get_mut(usize::from(group))
         {
-            group.give_back(buffer.index);
+            group.provide(index);
         }
     }
 
@@ -238,7 +234,7 @@ impl Uring {
 
     fn new_group(&mut self, count: u16, size: usize) -> io::Result<u16> {
         let id = u16::try_from(self.groups.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
-        self.groups.push(BufferGroup::new(&mut self.ring, id, count, size, false)?);
+        self.groups.push(BufferGroup::new(&mut self.ring, id, count, size)?);
         Ok(id)
     }
 
@@ -455,14 +451,18 @@ impl Driver for Uring {
     }
 
     fn bytes(&mut self, buffer: &RecvBuffer) -> &mut [u8] {
-        match self.groups.get_mut(usize::from(buffer.group)) {
-            Some(group) => group.bytes(buffer.index, buffer.offset, buffer.len),
+        let bytes = match self.groups.get_mut(usize::from(buffer.group)) {
+            Some(group) => group.bytes(buffer.index),
             None => &mut [],
-        }
+        };
+        bytes
+            .get_mut(buffer.offset as usize..)
+            .and_then(|rest| rest.get_mut(..buffer.len()))
+            .unwrap_or_default()
     }
 
     fn recycle(&mut self, buffer: RecvBuffer) {
-        self.give_back(Some(buffer));
+        self.give_back(Some((buffer.group, buffer.index)));
     }
 
     fn name(&self) -> &'static str {

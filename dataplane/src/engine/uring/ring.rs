@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use io_uring::types::{CancelBuilder, IOU_PBUF_RING_INC, SubmitArgs, Timespec};
+use io_uring::types::{CancelBuilder, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue};
 
 /// Submissions between two system calls; more are submitted early.
@@ -117,7 +117,7 @@ impl Ring {
         let _ = self.uring.submitter().register_sync_cancel(Some(timeout), CancelBuilder::any());
     }
 
-    /// Registers a ring of provided buffers; `incremental` (6.12): one buffer takes several pieces.
+    /// Registers a ring of provided buffers.
     ///
     /// # Safety
     /// `address` must be page-aligned memory for `entries` entries that stays until the ring is gone.
@@ -127,11 +127,9 @@ impl Ring {
         address: u64,
         entries: u16,
         group: u16,
-        incremental: bool,
     ) -> io::Result<()> {
-        let flags = if incremental { IOU_PBUF_RING_INC as u16 } else { 0 };
         // SAFETY: the caller keeps the memory.
-        unsafe { self.uring.submitter().register_buf_ring_with_flags(address, entries, group, flags) }
+        unsafe { self.uring.submitter().register_buf_ring_with_flags(address, entries, group, 0) }
     }
 }
 

@@ -74,7 +74,7 @@ pub struct Worker {
 struct Conn {
     role: Role,
     peer: IpAddr,
-    /// Where its places and rates are counted.
+    /// Where its places and rates are counted; `None` while `peer` is a proxy's, which stands for nobody.
     address: Option<AddressId>,
     accepted: Instant,
     timer: Option<Instant>,
@@ -161,33 +161,81 @@ impl Worker {
     /// # Errors
     /// Which limit is reached: the shell closes it without a word, which costs it least.
     pub fn open(&mut self, conn: ConnId, peer: IpAddr, now: Instant) -> Result<(), Refusal> {
-        self.seat(conn, peer, true, now)
+        self.admit_connection(conn, peer, false, now)
     }
 
-    /// A connection that we made: limits of addresses are for those who come.
+    /// The same for one that we made: limits of addresses are for those who come.
     ///
     /// # Errors
     /// As for [`Worker::open`].
     pub fn open_dialled(&mut self, conn: ConnId, peer: IpAddr, now: Instant) -> Result<(), Refusal> {
-        self.seat(conn, peer, false, now)
+        self.admit_connection(conn, peer, true, now)
     }
 
-    fn seat(&mut self, conn: ConnId, peer: IpAddr, limited: bool, now: Instant) -> Result<(), Refusal> {
-        let refusal = if self.draining {
-            Some(Refusal::Draining)
+    /// The same for one that a proxy passes on: its address is nobody's, until [`Worker::identified`] says whose the connection is.
+    ///
+    /// # Errors
+    /// As for [`Worker::open`].
+    pub fn open_behind(&mut self, conn: ConnId, proxy: IpAddr, now: Instant) -> Result<(), Refusal> {
+        self.admit_connection(conn, proxy, true, now)
+    }
+
+    /// Whose connection it is, as a trusted proxy says.
+    ///
+    /// # Errors
+    /// A limit of that address is reached; the connection is to be closed.
+    pub fn identified(&mut self, conn: ConnId, client: IpAddr, now: Instant) -> Result<(), Refusal> {
+        if self.conn(conn).is_none_or(|state| state.peer == client && state.address.is_some()) {
+            return Ok(());
+        }
+        let address = match self.addresses.arrive(client, &self.limits, now) {
+            Ok(address) => address,
+            Err(refusal) => {
+                self.counters.refused += 1;
+                self.closed(conn);
+                return Err(refusal);
+            }
+        };
+        let Some(state) = self.conn_mut(conn) else { return Ok(()) };
+        state.peer = client;
+        let (earlier, authenticated) = (state.address.replace(address), state.role.is_authenticated());
+        if let Some(earlier) = earlier {
+            self.addresses.leave(earlier, authenticated);
+        }
+        if authenticated {
+            self.addresses.authenticated(address, true);
+        }
+        Ok(())
+    }
+
+    fn admit_connection(
+        &mut self,
+        conn: ConnId,
+        peer: IpAddr,
+        shared: bool,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        let refused = if self.draining {
+            Err(Refusal::Draining)
         } else if self.open >= self.limits.max_connections {
-            Some(Refusal::Connections)
-        } else if self.unauthenticated >= self.limits.max_unauthenticated {
-            Some(Refusal::Unauthenticated)
+            Err(Refusal::Connections)
+        } else if shared {
+            Ok(None)
         } else {
-            None
+            self.addresses.arrive(peer, &self.limits, now).map(Some)
         };
-        let address = match refusal {
-            None if limited => self.addresses.arrive(peer, &self.limits, now).map(Some),
-            None => Ok(None),
-            Some(refusal) => Err(refusal),
-        };
-        let address = match address {
+        // Only who may come at all makes another one go.
+        let full = self.unauthenticated >= self.limits.max_unauthenticated;
+        let admitted = refused.and_then(|address| {
+            if full && !self.cut_oldest() {
+                if let Some(address) = address {
+                    self.addresses.leave(address, false);
+                }
+                return Err(Refusal::Unauthenticated);
+            }
+            Ok(address)
+        });
+        let address = match admitted {
             Ok(address) => address,
             Err(refusal) => {
                 self.counters.refused += 1;
@@ -303,6 +351,11 @@ impl Worker {
             match self.conn(conn).map(|conn| &conn.role) {
                 Some(Role::Data(memberships)) if !memberships.is_empty() => self.check_expiry(conn, now),
                 Some(Role::Mesh(_)) => self.ping_link(conn, now.instant),
+                // Before the upgrade there is no frame to say it with.
+                Some(Role::Opening) => {
+                    self.counters.handshake_timeouts += 1;
+                    self.cut(conn);
+                }
                 Some(_) => {
                     self.counters.handshake_timeouts += 1;
                     self.fail(
@@ -420,6 +473,11 @@ impl Worker {
         self.commands.push_back(Command::Close { conn, code });
     }
 
+    fn cut(&mut self, conn: ConnId) {
+        self.closed(conn);
+        self.commands.push_back(Command::Cut { conn });
+    }
+
     fn go_away(&mut self, conn: ConnId, reason: &str, grace: Duration) {
         let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
         self.send(conn, FrameType::GoAway, &to_payload(&GoAway { reason: reason.into(), grace_ms }));
@@ -464,6 +522,16 @@ impl Worker {
         if let Some(at) = at {
             self.timers.insert((at, conn));
         }
+    }
+
+    /// Cuts the connection that has had the most time to sign in, for one that may be quicker: silent ones do not lock newcomers out. Those that are
+    /// signed in have timers later than these, but for a few.
+    fn cut_oldest(&mut self) -> bool {
+        let waits = |conn: &ConnId| self.conn(*conn).is_some_and(|state| !state.role.is_authenticated());
+        let Some(oldest) = self.timers.iter().map(|&(_, conn)| conn).find(waits) else { return false };
+        self.counters.refused += 1;
+        self.cut(oldest);
+        true
     }
 
     /// A connection has authenticated itself, or (`is` false) is no longer.

@@ -73,6 +73,11 @@ pub enum Command {
         /// To be counted as.
         reason: DropReason,
     },
+    /// End it at once, without a word; the machine has forgotten it already.
+    Cut {
+        /// Which.
+        conn: ConnId,
+    },
     /// Tell the hub.
     Report(FromWorker),
 }
@@ -107,7 +112,7 @@ pub struct Counters {
     pub sign_ins: u64,
     /// ERROR frames, by their code's place in [`ErrorCode::ALL`].
     pub errors: [u64; ErrorCode::ALL.len()],
-    /// Connections not taken.
+    /// Connections not taken, or cut for newer ones.
     pub refused: u64,
     /// Cut because nothing was authenticated in time.
     pub handshake_timeouts: u64,
@@ -120,7 +125,7 @@ pub struct ConnectionInfo {
     pub conn: ConnId,
     /// `opening`, `data` or `mesh`
     pub kind: &'static str,
-    /// The other end (the proxy, behind one).
+    /// The client, as far as it is known: behind a proxy that says nothing, the proxy.
     pub peer: IpAddr,
     /// Nodes authenticated on it.
     pub nodes: Vec<NodeId>,
