@@ -1,7 +1,7 @@
 //! What waits for a slow receiver, who gets its place, and what is dropped first.
 //!
 //! Each connection has a [`Queue`]. While its receiver keeps up, data goes straight into the connection's backlog (the engine's outbox: shallow, coalesced,
-//! one copy) and nothing else happens. When more than [`QueuePolicy::high`] waits there, or anything waits too long, the connection is congested: from then
+//! one copy) and nothing else happens. When more than [`QueuePolicy::high`] waits there behind a send, or anything waits too long, the connection is congested: from then
 //! on data goes through a fair queue that gives every source its turn and refills the backlog up to [`QueuePolicy::low`] whenever something was sent. It is left when
 //! it is empty, not before, so that a receiver at the edge does not flip to and fro. Data is bounded in bytes and in age, and the oldest goes first: a
 //! receiver that falls behind sees a gap, then fresh packets, and never holds up anyone else; a sender is never stopped from being read.
@@ -32,8 +32,10 @@ pub struct QueuePolicy {
     /// Bytes for all receivers of a worker together, and half as much again in their backlogs. When they are used up, a receiver gets more room only for
     /// what it drops.
     pub max_total: usize,
-    /// A backlog with more than this makes a connection congested. One receive may bring 256 KiB for one connection, before there is a chance to send any.
+    /// A backlog with more than this makes a connection congested, when a send has been under way since an earlier round: two sends.
     pub high: usize,
+    /// The same when nothing holds it up: what may be received for one connection before there is a chance to send any of it.
+    pub burst: usize,
     /// Up to here a congested connection's backlog is refilled: one send, ready when the one before it is done.
     pub low: usize,
 }
@@ -44,16 +46,17 @@ impl Default for QueuePolicy {
             max_bytes: 1 << 20,
             max_age: Duration::from_secs(1),
             max_total: 256 << 20,
-            high: 384 << 10,
+            high: 128 << 10,
+            burst: 640 << 10,
             low: 64 << 10,
         }
     }
 }
 
 impl QueuePolicy {
-    /// What a backlog has to take: it is filled up to `high` and then with one more frame.
+    /// What a backlog has to take: it is filled up to a mark, or over one by one frame.
     pub const fn backlog_bytes(&self) -> usize {
-        self.high + 2 * MAX_FRAME
+        self.burst + 2 * MAX_FRAME
     }
 
     /// What a backlog may have when memory is short: enough for who takes it at once.
@@ -101,6 +104,8 @@ pub struct Queue {
     /// Bytes in it when it was last looked at.
     staged: usize,
     probe: Option<Probe>,
+    /// Since when the last send is under way.
+    sending: Option<Instant>,
     handshakes: TokenBucket,
     dropped: u64,
 }
@@ -215,7 +220,11 @@ impl Queues {
         }
         if queue.fair.is_none() {
             let moves = queue.probe.is_none_or(|probe| now - probe.at <= self.policy.stall());
-            let high = if self.is_short_of_memory() { self.policy.little() } else { self.policy.high };
+            let high = match queue.sending {
+                _ if self.is_short_of_memory() => self.policy.little(),
+                Some(since) if since < now => self.policy.high,
+                _ => self.policy.burst,
+            };
             if moves && backlog.queued() + frame.len() <= high && put(backlog, frame, now) {
                 queue.pushed(frame.len(), now);
                 return self.restage(queue, backlog);
@@ -245,8 +254,9 @@ impl Queues {
         }
     }
 
-    /// Before the next bytes are taken out of the backlog: what has waited too long goes, and those whose turn it is move up.
+    /// Before the next bytes are taken out of the backlog, the last send being done: what has waited too long goes, and those whose turn it is move up.
     pub fn refill(&mut self, queue: &mut Queue, backlog: &mut impl Backlog, now: Instant) {
+        queue.sending = None;
         let before = now.before(self.policy.max_age);
         if let Some(before) = before.filter(|_| backlog.queued() > 0) {
             let frames = backlog.drop_older_than(before) as u64;
@@ -274,8 +284,9 @@ impl Queues {
         self.restage(queue, backlog);
     }
 
-    /// Bytes were taken out of the backlog.
+    /// Bytes were taken out of the backlog and are being sent.
     pub fn sent(&mut self, queue: &mut Queue, backlog: &impl Backlog, now: Instant) {
+        queue.sending = Some(now);
         self.restage(queue, backlog);
         let Some(probe) = queue.probe else { return };
         let left = backlog.queued() as u64;

@@ -67,7 +67,9 @@ impl Receiver {
             }
             out.extend(self.backlog.data.pop_front().map(|(frame, _)| frame));
         }
-        queues.sent(&mut self.queue, &self.backlog, now);
+        if !out.is_empty() {
+            queues.sent(&mut self.queue, &self.backlog, now);
+        }
         out
     }
 
@@ -112,6 +114,28 @@ fn who_keeps_up_never_sees_the_fair_queue() {
     }
     assert_eq!((queues.congested(), queues.stock.used()), (0, 0));
     assert_eq!(queues.delays().count(), 1000, "one sample in each round");
+}
+
+#[test]
+fn what_comes_at_once_for_a_connection_that_is_free_goes_the_short_way() {
+    let (mut queues, mut receiver) = (Queues::new(QueuePolicy::default()), Receiver::default());
+    // Two receives of 256 KiB, in a round in which the first 64 KiB are sent between them.
+    for round in 0..10 {
+        for n in 0..360 {
+            if n == 180 {
+                receiver.take(&mut queues, 64 << 10, at(round));
+            }
+            receiver.give(&mut queues, &data(7, n, 1400), at(round));
+        }
+        assert!(!receiver.queue.is_congested(), "round {round}");
+        while !receiver.take(&mut queues, 64 << 10, at(round)).is_empty() {}
+    }
+    receiver.give(&mut queues, &data(7, 0, 1400), at(10));
+    receiver.take(&mut queues, 64 << 10, at(10));
+    for n in 0..100 {
+        receiver.give(&mut queues, &data(7, n, 1400), at(11));
+    }
+    assert!(receiver.queue.is_congested(), "a send has been under way for a round");
 }
 
 #[test]
@@ -281,6 +305,7 @@ proptest! {
             max_age: Duration::from_millis(500),
             max_total: 60_000,
             high: 5_000,
+            burst: 8_000,
             low: 2_500,
         };
         let (mut queues, mut receiver) = (Queues::new(policy), Receiver::default());
@@ -312,7 +337,7 @@ proptest! {
                 Step::Wait(more) => ms += more,
                 Step::End => queues.discard(&mut receiver.queue, &mut receiver.backlog, DropReason::WriteError),
             }
-            prop_assert!(receiver.backlog.queued() <= policy.high.max(policy.low + 3017));
+            prop_assert!(receiver.backlog.queued() <= policy.burst.max(policy.low + 3017));
             prop_assert!(receiver.queue.queued() <= policy.max_bytes);
             prop_assert_eq!(queues.congested(), usize::from(receiver.queue.is_congested()));
             let dropped: u64 = queues.drops().iter().map(|(_, n)| n).sum();
