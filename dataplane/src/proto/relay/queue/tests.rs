@@ -155,14 +155,14 @@ fn the_fair_path_begins_above_the_high_mark_and_ends_when_it_is_empty() {
         before = receiver.queue.is_congested();
     }
     assert_eq!(changes, 0, "a ripple below the mark changes nothing");
-    for n in 0..400 {
+    for n in 0..500 {
         receiver.give(&mut queues, &data(7, n, 1400), at(1000));
     }
     assert!(receiver.queue.is_congested());
-    assert!(receiver.backlog.queued() <= queues.policy().high);
+    assert!(receiver.backlog.queued() <= queues.policy().burst);
     let mut out = Vec::new();
     for ms in 1000..1100 {
-        receiver.give(&mut queues, &data(7, 400 + (ms - 1000) as u32, 1400), at(ms));
+        receiver.give(&mut queues, &data(7, 500 + (ms - 1000) as u32, 1400), at(ms));
         out.extend(
             receiver.take(&mut queues, 10 * 1417, at(ms)).iter().map(|frame| source_and_number(frame).1),
         );
@@ -170,7 +170,7 @@ fn the_fair_path_begins_above_the_high_mark_and_ends_when_it_is_empty() {
         before = receiver.queue.is_congested();
     }
     assert_eq!(changes, 2, "congested once, free again once");
-    assert_eq!(out, (0..500).collect::<Vec<_>>(), "and in order all the way");
+    assert_eq!(out, (0..600).collect::<Vec<_>>(), "and in order all the way");
 }
 
 #[test]
