@@ -189,7 +189,7 @@ fn receivers_that_never_read_lose_their_own_frames_only_and_memory_stays_bounded
         .collect();
     let mut sender = Raw::node(siege.relay.data, 50, 1);
     let body = vec![7; 60_000];
-    for round in 0..60 {
+    for round in 0..90 {
         for number in 0..DEAF {
             sender.send(&message(&data(50, 100 + number, &body)));
         }

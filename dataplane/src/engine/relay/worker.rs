@@ -229,7 +229,7 @@ impl<D: Driver> Shell<D> {
                 return self.tell_hub(HubInput::DialFailed(relay));
             }
         };
-        if self.machine.open(conn_id(token), address, now).is_err() {
+        if self.machine.open_dialled(conn_id(token), address, now).is_err() {
             self.driver.close(token);
             return self.tell_hub(HubInput::DialFailed(relay));
         }
