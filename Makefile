@@ -26,7 +26,7 @@ test-python: wheel ## the wheel, the controller, edgelink-ctl
 	cd controller-py && ../$(PY) -m pytest -q
 
 test-e2e: build ## real binaries in network namespaces
-	@scripts/need iproute2:ip iputils-ping:ping iperf3:iperf3 curl:curl nginx:nginx haproxy:haproxy caddy:caddy
+	@scripts/need iproute2:ip iputils-ping:ping iperf3:iperf3 curl:curl nginx:nginx haproxy:haproxy caddy:caddy nftables:nft coturn:turnutils_natdiscovery
 	$(PY) -m pytest -q e2e/tests --bin $(BIN)
 
 check: toolchain venv ## format, lints, docs, licences, import rules

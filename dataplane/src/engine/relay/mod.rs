@@ -29,12 +29,13 @@ use std::time::Duration;
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
 
+pub(super) use config::free_address;
 pub use config::{Listener, RelayConfig, StartError};
 pub use state::StateError;
 pub use stats::{QueuedConnection, RelayStats, WorkerStats};
 
 use crate::engine::driver::Waker;
-use crate::engine::stun::StunServer;
+use crate::engine::stun::{StunConfig, StunServer};
 use crate::proto::id::RelayId;
 use crate::proto::relay::hub::{ControlError, Hub, HubCommand};
 use crate::proto::relay::{FromWorker, Limits, ToWorker, WorkerId};
@@ -163,7 +164,8 @@ impl RelayHandle {
             Some(directory) => state::load(directory)?,
             None => None,
         };
-        let stun = config.stun.map(StunServer::start).transpose()?;
+        let stun = config.stun.map(|stun| StunConfig { take_over: config.take_over, ..stun });
+        let stun = stun.map(StunServer::start).transpose()?;
         let mut hub = Hub::new(config.settings.clone(), saved, fork(&mut rng), clock.now())
             .map_err(StartError::TokenKeys)?;
         if config.settings.register.stun.is_none() && stun.is_none() {
@@ -331,7 +333,7 @@ impl RelayHandle {
         workers.sort_by_key(|stats: &WorkerStats| stats.worker);
         let stun = self.stun.as_ref().map(|server| {
             let counters = server.counters();
-            [&counters.answered, &counters.refused, &counters.dropped]
+            [&counters.answered, &counters.refused, &counters.dropped, &counters.limited]
                 .map(|counter| counter.load(Ordering::Relaxed))
         });
         let hub = self.shared.hub();

@@ -18,6 +18,7 @@ pub mod error_limit;
 pub mod hub;
 pub mod mesh;
 pub mod queue;
+pub mod source_limit;
 pub mod worker;
 
 use std::sync::Arc;
