@@ -156,9 +156,26 @@ pub(super) struct LimitsSection {
     pub(super) max_unauthenticated: Option<usize>,
     pub(super) max_unauthenticated_per_address: Option<usize>,
     pub(super) max_memberships: Option<usize>,
+    pub(super) max_connections_per_address: Option<usize>,
+    pub(super) connections_per_s_per_address: Option<u32>,
+    pub(super) connection_burst_per_address: Option<u32>,
+    pub(super) node_up: Option<RateSection>,
+    pub(super) node_down: Option<RateSection>,
+    pub(super) address_up: Option<RateSection>,
+    pub(super) address_down: Option<RateSection>,
+    pub(super) rate_burst_ms: Option<u64>,
     pub(super) queue_bytes: Option<usize>,
+    pub(super) queue_total_bytes: Option<usize>,
     pub(super) queue_age_ms: Option<u64>,
     pub(super) drain_s: Option<f64>,
+}
+
+/// A limit of rate; what is absent or 0 limits nothing.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RateSection {
+    pub(super) bytes_per_s: u64,
+    pub(super) frames_per_s: u64,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -16,13 +16,16 @@ use meshdp::engine::tls::{self, Roots, format_pin, parse_pin};
 use meshdp::proto::id::RelayId;
 use meshdp::proto::relay::Limits;
 use meshdp::proto::relay::queue::QueuePolicy;
+use meshdp::proto::relay::rate::Rate;
 use meshdp::proto::token::TokenVerifier;
 use meshdp::proto::wire::control::Secret;
 use meshdp::proto::wire::control::server::{MeshPeer, TokenAlgorithm, TokenKey, TokenKeys};
 use meshdp::proto::wire::forwarded::Trust;
 use meshdp::proto::wire::stun::Faces;
 
-use super::file::{Controller, File, Jwt, LimitsSection, Listen, ListenTable, Peer, Relay, Stun};
+use super::file::{
+    Controller, File, Jwt, LimitsSection, Listen, ListenTable, Peer, RateSection, Relay, Stun,
+};
 use super::{ControllerSettings, Settings};
 use crate::args::Args;
 
@@ -224,8 +227,15 @@ fn limits(section: &LimitsSection, limits: &mut Limits, queue: &mut QueuePolicy)
             1,
         ),
         ("max_memberships", section.max_memberships, &mut limits.max_memberships, 1),
+        (
+            "max_connections_per_address",
+            section.max_connections_per_address,
+            &mut limits.max_connections_per_address,
+            1,
+        ),
         // One frame must fit.
         ("queue_bytes", section.queue_bytes, &mut queue.max_bytes, 128 << 10),
+        ("queue_total_bytes", section.queue_total_bytes, &mut queue.max_total, 1 << 20),
     ] {
         if let Some(value) = value {
             if value < least {
@@ -236,6 +246,31 @@ fn limits(section: &LimitsSection, limits: &mut Limits, queue: &mut QueuePolicy)
     }
     if let Some(age) = section.queue_age_ms {
         queue.max_age = Duration::from_millis(age);
+    }
+    rates(section, limits)
+}
+
+fn rates(section: &LimitsSection, limits: &mut Limits) -> anyhow::Result<()> {
+    let arrivals = &mut limits.arrivals;
+    arrivals.per_s = section.connections_per_s_per_address.unwrap_or(arrivals.per_s);
+    // A machine that was asleep comes back with all it has.
+    arrivals.burst = section.connection_burst_per_address.unwrap_or(arrivals.per_s.saturating_mul(2).max(16));
+    let rates = &mut limits.rates;
+    for (given, to) in [
+        (section.node_up, &mut rates.node_up),
+        (section.node_down, &mut rates.node_down),
+        (section.address_up, &mut rates.address_up),
+        (section.address_down, &mut rates.address_down),
+    ] {
+        if let Some(RateSection { bytes_per_s, frames_per_s }) = given {
+            *to = Rate { bytes_per_s, frames_per_s };
+        }
+    }
+    if let Some(burst) = section.rate_burst_ms {
+        if !(1..=60_000).contains(&burst) {
+            bail!("limits.rate_burst_ms = {burst}: 1 to 60000");
+        }
+        rates.burst = Duration::from_millis(burst);
     }
     Ok(())
 }

@@ -152,6 +152,7 @@ fn mistakes_are_named_with_what_to_do() {
         ("[limits]\nqueue_bytes = 1", "at least 131072"),
         ("[stun]\nsecondary_ip = \"203.0.113.8\"", "set stun.external_ip"),
         ("[stun]\nlisten = \"203.0.113.8:1\"\nsecondary_ip = \"203.0.113.8\"", "two different addresses"),
+        ("[limits]\nrate_burst_ms = 0", "1 to 60000"),
         ("[mesh]\npeers = [{ id = 0, url = \"wss://a/\" }]", "id 0"),
         ("[relay]\nenabled = false\n[stun]\nenabled = false", "nothing to do"),
     ] {
@@ -165,6 +166,20 @@ fn mistakes_are_named_with_what_to_do() {
         let message = error(&text);
         assert!(message.contains(words), "{message}\n  should say: {words}");
     }
+}
+
+#[test]
+fn limits_of_rate_are_off_unless_set_one_by_one() {
+    let off = settings(&standalone(""), &[]).unwrap().relay.limits;
+    assert!(!off.rates.any() && off.arrivals.per_s == 0);
+    let text = "[limits]\nnode_up = { bytes_per_s = 1250000 }\naddress_down = { frames_per_s = 5000 }\n\
+                connections_per_s_per_address = 20\nrate_burst_ms = 500";
+    let on = settings(&standalone(text), &[]).unwrap().relay.limits;
+    assert_eq!((on.rates.node_up.bytes_per_s, on.rates.address_down.frames_per_s), (1_250_000, 5000));
+    assert!(on.rates.node_down.is_unlimited() && on.rates.address_up.is_unlimited());
+    assert_eq!((on.arrivals.per_s, on.arrivals.burst), (20, 40));
+    let message = error(&standalone("[limits]\nnode_up = { bits = 1 }"));
+    assert!(message.contains("limits.node_up"), "{message}");
 }
 
 #[test]

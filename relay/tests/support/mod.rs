@@ -39,7 +39,7 @@ pub fn relay_token(node: u32, network: u32) -> Token<RelaySubject> {
         subject: RelaySubject {
             node_id: NodeId(node),
             network_id: NetworkId(network),
-            allowed_relays: vec![],
+            ..RelaySubject::default()
         },
         jti: format!("t{node}"),
         iat: now(),
@@ -142,6 +142,34 @@ impl Relay {
         }
     }
 
+    /// Starts with its log going elsewhere: `config` says where it listens, and is told here again.
+    pub fn start_logging_to(
+        directory: &Path,
+        config: &str,
+        log: Stdio,
+        data: SocketAddr,
+        admin: SocketAddr,
+    ) -> Self {
+        let file = directory.join("relay.toml");
+        std::fs::write(&file, config).unwrap();
+        let child = command()
+            .arg("--config")
+            .arg(&file)
+            .arg("--state-dir")
+            .arg(directory.join("state"))
+            .stderr(log)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let until = Instant::now() + PATIENCE;
+        while [admin, data].iter().any(|address| std::net::TcpStream::connect(address).is_err()) {
+            assert!(Instant::now() < until, "the relay does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let (addresses, log) = (vec![data], mpsc::channel().1);
+        Self { child, addresses, data, admin, stun: None, directory: directory.to_owned(), log }
+    }
+
     /// Waits for a log line with this message; the line.
     pub fn logged(&self, message: &str) -> String {
         let until = Instant::now() + PATIENCE;
@@ -186,6 +214,10 @@ impl Relay {
         let values =
             text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{')?.rsplit_once(' '));
         values.map(|(_, value)| value.parse::<u64>().unwrap()).sum()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn signal(&self, name: &str) {
@@ -342,7 +374,20 @@ pub struct ServerLink {
 
 impl Controller {
     pub async fn start() -> Self {
-        Self { listener: TcpListener::bind("127.0.0.1:0").await.unwrap() }
+        Self::at("127.0.0.1:0".parse().unwrap()).await
+    }
+
+    pub async fn at(address: SocketAddr) -> Self {
+        Self { listener: TcpListener::bind(address).await.unwrap() }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.listener.local_addr().unwrap()
+    }
+
+    /// The next connection.
+    pub async fn accept_tcp(&self) -> TcpStream {
+        self.listener.accept().await.unwrap().0
     }
 
     /// A configuration for a relay that gets its orders here.

@@ -12,9 +12,9 @@ use crate::engine::socket::{SocketError, local_address, tcp_listener};
 use crate::engine::stun::{StunConfig, StunStartError};
 use crate::engine::tls::Roots;
 use crate::proto::id::RelayId;
-use crate::proto::relay::Limits;
 use crate::proto::relay::hub::Settings;
 use crate::proto::relay::queue::QueuePolicy;
+use crate::proto::relay::{Arrivals, Limits};
 use crate::proto::token::TokenKeyError;
 use crate::proto::wire::control::Secret;
 use crate::proto::wire::control::server::ServerRegister;
@@ -189,6 +189,11 @@ pub(super) fn per_worker(limits: &Limits, workers: usize) -> Limits {
         max_connections: share(limits.max_connections),
         max_unauthenticated: share(limits.max_unauthenticated),
         max_unauthenticated_per_address: share(limits.max_unauthenticated_per_address),
+        max_connections_per_address: share(limits.max_connections_per_address),
+        arrivals: Arrivals {
+            per_s: share(limits.arrivals.per_s as usize) as u32 * u32::from(limits.arrivals.per_s > 0),
+            burst: share(limits.arrivals.burst as usize) as u32,
+        },
         ..limits.clone()
     }
 }

@@ -47,6 +47,8 @@ const MESH_USER_TIMEOUT: Duration = Duration::from_secs(3);
 const NODE_USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// A silent connection is asked at the TCP level; nodes send a PING every 20 s, so only dead ones get here.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+/// Received bytes after which output is sent, events left or not: it is still in the cache, and its buffers serve the next.
+const FLUSH_AFTER: usize = 64 << 10;
 /// Close codes (RFC 6455 §7.4.1 and its registry).
 const NORMAL: u16 = 1000;
 const TRY_AGAIN_LATER: u16 = 1013;
@@ -146,13 +148,24 @@ impl<D: Driver> Shell<D> {
             let now = self.clock.now();
             // First what other threads say: a token key, a revocation, holds for the frames behind it.
             self.read_inbox(now);
+            let mut received = 0;
             while let Some(event) = self.driver.next_event() {
+                if let Event::Received { buffer, .. } = &event {
+                    received += buffer.len();
+                }
                 self.handle(event, now);
+                if received >= FLUSH_AFTER {
+                    received = 0;
+                    self.flush(now.instant);
+                }
             }
             self.machine.handle_timeout(now);
             self.obey(now.instant);
             self.end_closing(now.instant);
             self.flush(now.instant);
+            while let Some((link, frames)) = self.outputs.next_loss() {
+                self.machine.link_lost(link, frames);
+            }
             self.outputs.wake_others();
         }
         self.say_goodbye()
@@ -230,7 +243,7 @@ impl<D: Driver> Shell<D> {
         }
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
-        self.outputs.open(slot, role, &self.pool, seed);
+        self.outputs.open(slot, role, connection.framing(), &self.pool, seed);
         let traffic = Traffic::default();
         let peer = Peer { token, connection, origins, traffic, dialling, closing: false, shut: false };
         self.peers[slot] = Some(peer);
@@ -245,7 +258,7 @@ impl<D: Driver> Shell<D> {
         }
         let mut skip = 0;
         if peer.origins.prelude.is_some() {
-            match self.read_prelude(token, buffer) {
+            match self.read_prelude(token, buffer, now.instant) {
                 Some(taken) if taken < buffer.len() => skip = taken,
                 _ => return,
             }
@@ -268,7 +281,7 @@ impl<D: Driver> Shell<D> {
                     (Some(request), _) if request.path == *data_path => Purpose::Data,
                     _ => Purpose::MeshIn,
                 };
-                if origins.identify(trust, request, conn, machine) {
+                if origins.identify(trust, request, conn, machine, now.instant) {
                     machine.upgraded(conn, purpose);
                 } else {
                     ended = Some(TRY_AGAIN_LATER);
@@ -311,6 +324,13 @@ impl<D: Driver> Shell<D> {
                         self.begin_close(token, code, now);
                     }
                 }
+                Command::Discard { conn, reason } => self.outputs.discard(conn.0 as usize, reason),
+                Command::Cut { conn } => {
+                    if let Some(token) = self.token_of(conn) {
+                        self.driver.close(token);
+                        self.forget(token);
+                    }
+                }
                 Command::Report(report) => self.tell_hub(HubInput::Worker(self.id, report)),
             }
         }
@@ -340,7 +360,7 @@ impl<D: Driver> Shell<D> {
         }
         let Self { machine, outputs, lanes_in, .. } = self;
         for lane in lanes_in {
-            while lane.pop(|hop, frame| match machine.route_handed_over(hop, frame) {
+            while lane.pop(|hop, frame| match machine.route_handed_over(hop, frame, now.instant) {
                 Verdict::Worker(..) | Verdict::Drop(_) => {}
                 verdict => outputs.deliver(verdict, frame, now.instant),
             }) {}
@@ -363,6 +383,7 @@ impl<D: Driver> Shell<D> {
             Ok(Some(buffer)) => {
                 peer.traffic.sent += buffer.len() as u64;
                 self.driver.send(peer.token, buffer);
+                self.outputs.sent(slot, now);
             }
             Ok(None) if peer.connection.is_finished() && !peer.shut => {
                 peer.shut = true;
@@ -447,9 +468,10 @@ impl<D: Driver> Shell<D> {
     fn stats(&mut self, connections: bool, now: Instant) -> WorkerStats {
         let (open, unauthenticated) = self.machine.connections();
         let mut drops = self.machine.drops().clone();
-        drops.merge(self.outputs.drops());
         let listed = if connections { self.machine.connection_infos(now, MAX_LISTED) } else { Vec::new() };
         let connections = listed.into_iter().filter_map(|info| self.look_at(info, now)).collect();
+        let queues = self.outputs.queues();
+        drops.merge(queues.drops());
         WorkerStats {
             worker: self.id,
             driver: self.driver.name(),
@@ -458,6 +480,10 @@ impl<D: Driver> Shell<D> {
             known_nodes: self.machine.known_nodes(),
             counters: self.machine.counters().clone(),
             drops,
+            delays: queues.delays().clone(),
+            congested: queues.congested(),
+            queue_memory: queues.held(),
+            links: self.machine.link_infos(),
             network_drops: self.machine.network_drops().map(|(id, drops)| (id, drops.clone())).collect(),
             connections,
         }
@@ -466,6 +492,7 @@ impl<D: Driver> Shell<D> {
     fn look_at(&mut self, info: ConnectionInfo, now: Instant) -> Option<QueuedConnection> {
         let slot = info.conn.0 as usize;
         let Peer { origins, traffic, .. } = self.peers.get_mut(slot)?.as_mut()?;
+        let (queued, dropped) = self.outputs.queued(slot);
         let (receive_rate, send_rate) = traffic.rates(info.age, now);
         Some(QueuedConnection {
             proxy: (origins.peer != info.peer).then_some(origins.peer),
@@ -473,7 +500,8 @@ impl<D: Driver> Shell<D> {
             sent: traffic.sent,
             receive_rate,
             send_rate,
-            queued: self.outputs.queued(slot),
+            queued,
+            dropped,
             info,
         })
     }

@@ -79,9 +79,10 @@ impl<D: Driver> Shell<D> {
             Err(error) => return tracing::warn!(%error, "an accepted connection cannot be used"),
         };
         let conn = conn_id(token);
-        let opened = match shared {
-            true => self.machine.open_behind(conn, peer, now),
-            false => self.machine.open(conn, peer, now),
+        let opened = if shared {
+            self.machine.open_behind(conn, peer, now)
+        } else {
+            self.machine.open(conn, peer, now)
         };
         match opened {
             Ok(()) => {
@@ -95,7 +96,7 @@ impl<D: Driver> Shell<D> {
     }
 
     /// Takes what belongs to a PROXY header; how many bytes that is. `None`: the connection is gone.
-    pub(super) fn read_prelude(&mut self, token: Token, buffer: &RecvBuffer) -> Option<usize> {
+    pub(super) fn read_prelude(&mut self, token: Token, buffer: &RecvBuffer, now: Instant) -> Option<usize> {
         let Self { driver, peers, machine, .. } = self;
         let origins = &mut peers.get_mut(token.slot())?.as_mut()?.origins;
         let Some(prelude) = &mut origins.prelude else { return Some(0) };
@@ -108,7 +109,7 @@ impl<D: Driver> Shell<D> {
                     origins.nearest = client.ip().to_canonical();
                 }
                 let client = origins.nearest;
-                match machine.identified(conn, client) {
+                match machine.identified(conn, client, now) {
                     Ok(()) => return Some(taken),
                     Err(refusal) => format!("{client}: {refusal}"),
                 }
@@ -131,11 +132,12 @@ impl Origins {
         request: Option<&Request>,
         conn: ConnId,
         machine: &mut Worker,
+        now: Instant,
     ) -> bool {
         let Some(client) = request.and_then(|request| trust.client_address(self.nearest, request)) else {
             return true;
         };
-        let identified = machine.identified(conn, client);
+        let identified = machine.identified(conn, client, now);
         if let Err(refusal) = &identified {
             tracing::debug!(%client, proxy = %self.peer, %refusal, "connection refused");
         }
