@@ -24,13 +24,15 @@ use crate::proto::wire::stun::{
 
 /// How long a stop may take.
 const STOP_INTERVAL: Duration = Duration::from_millis(200);
+/// A burst of requests.
+const RECEIVE_BUFFER: usize = 1 << 20;
 /// Datagrams read from one socket before the next one has its turn.
 const TURN: usize = 64;
 /// Requests per second and address. A node asks every 25 s or so; thousands of them behind one NAT fit.
 pub const REQUESTS_PER_SECOND: u32 = 100;
 
 /// Where to answer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct StunConfig {
     /// A wildcard of IPv6 serves IPv4 too.
     pub listen: SocketAddr,
@@ -43,7 +45,7 @@ pub struct StunConfig {
 }
 
 /// What RFC 5780 needs besides the first address.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SecondAddress {
     /// Both addresses of this machine, first and second: what sockets are bound to.
     pub local: [IpAddr; 2],
@@ -160,7 +162,10 @@ impl Drop for StunServer {
 
 /// Shared, so that a successor can take the port over.
 fn open(address: SocketAddr) -> Result<UdpSocket, SocketError> {
-    udp_socket(address, true).map(UdpSocket::from)
+    let socket = udp_socket(address, true)?;
+    // As much as the system grants.
+    let _ = socket2::SockRef::from(&socket).set_recv_buffer_size(RECEIVE_BUFFER);
+    Ok(UdpSocket::from(socket))
 }
 
 /// A port that is free on both, for tests.

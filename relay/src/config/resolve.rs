@@ -41,6 +41,8 @@ pub(super) fn resolve(file: File, args: &Args) -> anyhow::Result<Settings> {
     let mut notes = Vec::new();
     let state_dir = file.state_dir.clone().unwrap_or_else(default_state_dir);
     let mut relay = RelayConfig { state_dir: Some(state_dir.clone()), ..RelayConfig::default() };
+    relay.take_over = args.take_over;
+    let mut certificate = None;
     let enabled = file.relay.enabled.unwrap_or(true);
     let register = &mut relay.settings.register;
     register.capabilities.clear();
@@ -51,9 +53,14 @@ pub(super) fn resolve(file: File, args: &Args) -> anyhow::Result<Settings> {
         let names = self_signed_names(&tables, file.relay.data_url.as_deref());
         let wanted = tables.iter().any(|(_, table)| table.tls != Some(false));
         let tls = match &file.relay.tls {
-            Some(files) => Some(tls::server_config(&files.cert, &files.key)?),
+            Some(files) => {
+                let (config, pin) = tls::server_config_with_pin(&files.cert, &files.key)?;
+                certificate = Some(pin);
+                Some(config)
+            }
             None if args.dev && wanted => {
                 let (config, pin) = tls::self_signed(&names, &state_dir)?;
+                certificate = Some(pin);
                 register.tls_pin = Some(format_pin(&pin));
                 notes.push(format!(
                     "--dev: self-signed certificate in {}, for trying out only; clients trust it by tls_pin {}",
@@ -128,6 +135,7 @@ pub(super) fn resolve(file: File, args: &Args) -> anyhow::Result<Settings> {
         relay,
         controller,
         admin,
+        certificate,
         log_level: file.log.level.unwrap_or_else(|| "info".into()),
         log_format: file.log.format.unwrap_or_default(),
         drain,

@@ -89,6 +89,7 @@ struct Shared {
     changed: Condvar,
     clock: Clock,
     stopped: AtomicBool,
+    hurry: AtomicBool,
 }
 
 impl Shared {
@@ -185,6 +186,7 @@ impl RelayHandle {
             changed: Condvar::new(),
             clock,
             stopped: AtomicBool::new(false),
+            hurry: AtomicBool::new(false),
         });
         let thread = hub_thread::HubThread::new(&shared, input, &config);
         threads.spawn("relay-hub", move || {
@@ -299,11 +301,24 @@ impl RelayHandle {
         }
         self.shared.with_hub(|hub, _| hub.all(ToWorker::Drain { grace }));
         let until = self.shared.clock.instant() + grace;
-        while self.shared.clock.instant() < until {
+        while self.shared.clock.instant() < until && !self.shared.hurry.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(50).min(until - self.shared.clock.instant()));
             if self.stats().workers.iter().map(|worker| worker.open).sum::<usize>() == 0 {
                 return;
             }
+        }
+    }
+
+    /// Ends a [`Self::drain`] that is under way, or lets one that begins later end at once.
+    pub fn hurry(&self) {
+        self.shared.hurry.store(true, Ordering::Relaxed);
+    }
+
+    /// Lets the first worker's thread panic: for tests of what happens then.
+    #[doc(hidden)]
+    pub fn __panic_worker(&self) {
+        if let Some(mailbox) = self.shared.mailboxes.first() {
+            mailbox.post(ToShell::Panic);
         }
     }
 
