@@ -65,9 +65,14 @@ pub(super) enum ToShell {
     Dialled(Box<Dialled>),
     Tls(Arc<rustls::ServerConfig>),
     Trust(Arc<Trust>),
-    Stats { connections: bool, reply: Sender<WorkerStats> },
+    Stats {
+        connections: bool,
+        reply: Sender<WorkerStats>,
+    },
     StopListening,
     Stop,
+    /// For tests.
+    Panic,
 }
 
 /// What a worker's thread is given.
@@ -364,6 +369,7 @@ impl<D: Driver> Shell<D> {
                 }
                 ToShell::StopListening => self.stop_listening(),
                 ToShell::Stop => self.stopping = true,
+                ToShell::Panic => panic!("asked for"),
             }
         }
         let Self { machine, outputs, lanes_in, .. } = self;
