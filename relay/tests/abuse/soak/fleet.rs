@@ -27,7 +27,7 @@ pub struct Fleet {
     pub disturbances: BTreeMap<&'static str, u64>,
     configs: Vec<String>,
     controllers: Vec<Controls>,
-    _directories: Vec<tempfile::TempDir>,
+    directories: Vec<tempfile::TempDir>,
 }
 
 /// A controller as the test holds it.
@@ -45,7 +45,7 @@ impl Fleet {
             disturbances: BTreeMap::new(),
             configs: Vec::new(),
             controllers: Vec::new(),
-            _directories: Vec::new(),
+            directories: Vec::new(),
         };
         for _ in 0..RELAYS {
             let directory = tempfile::tempdir().unwrap();
@@ -59,7 +59,7 @@ impl Fleet {
             fleet.relays.push(relay);
             fleet.configs.push(config);
             fleet.controllers.push(controls);
-            fleet._directories.push(directory);
+            fleet.directories.push(directory);
         }
         for (place, controls) in fleet.controllers.iter().enumerate() {
             let config = fleet.controller_config(place, nodes);
