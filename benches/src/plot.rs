@@ -38,7 +38,7 @@ pub(crate) fn svg(report: &Report) -> String {
         let scale = (WIDTH - LABEL - FIGURE - MARGIN) / longest;
         for one in &row.measurements {
             let (fill, length) = (if one.ours { OURS } else { RIVAL }, one.value.median * scale);
-            text(&mut out, LABEL - 8.0, y + 12.0, "end", "12", one.name);
+            text(&mut out, LABEL - 8.0, y + 12.0, "end", "12", &one.name);
             let _ = writeln!(
                 out,
                 "<rect x=\"{LABEL}\" y=\"{:.1}\" width=\"{length:.1}\" height=\"{:.1}\" fill=\"{fill}\"/>",

@@ -11,7 +11,7 @@ use crate::stats::Summary;
 #[derive(Debug)]
 pub(crate) struct Measurement {
     /// Who.
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     /// Whether that is us.
     pub(crate) ours: bool,
     /// The figure.
@@ -74,7 +74,7 @@ impl Row {
     fn to_json(&self) -> Value {
         let per_name =
             |value: &dyn Fn(&Measurement) -> Value, of: &dyn Fn(&Measurement) -> bool| -> Map<_, _> {
-                self.measurements.iter().filter(|m| of(m)).map(|m| (m.name.to_owned(), value(m))).collect()
+                self.measurements.iter().filter(|m| of(m)).map(|m| (m.name.clone(), value(m))).collect()
             };
         json!({
             "what": self.what,
@@ -131,7 +131,7 @@ pub(crate) fn table(report: &Report) -> String {
             let times = row.ours_better_by(measurement);
             table.add_row([
                 if number_in_row == 0 { row.what.to_owned() } else { String::new() },
-                measurement.name.to_owned(),
+                measurement.name.clone(),
                 format!("{} {}", number(median), row.unit),
                 format!("{} - {}", number(least), number(most)),
                 times.map_or_else(String::new, |times| format!("{times:.2}x")),
@@ -155,8 +155,8 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn example() -> Report {
-        let measurement = |name, ours, median: f64| Measurement {
-            name,
+        let measurement = |name: &str, ours, median: f64| Measurement {
+            name: name.to_owned(),
             ours,
             value: Summary { median, least: median * 0.9, most: median * 1.1 },
             server_percent: 99.0,

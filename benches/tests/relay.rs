@@ -29,13 +29,15 @@ fn every_rival_is_measured_and_no_frame_is_lost() {
     if !two_cores() {
         return;
     }
-    let (folder, output) =
-        run("measured", &["--only", "1 pair, batched", "--contender", "plain", "--output", "json"]);
+    let (folder, output) = run(
+        "measured",
+        &["--rows", "1 pair, batched", "--only", "plain,plain-packed,plain-coalescing", "--output", "json"],
+    );
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON and nothing else");
     let row = &report["rows"][0];
     assert_eq!(row["what"], "cpu ns per 1400 B frame, 1 pair, batched");
-    for rival in ["plain", "plain, packed", "plain, flushing each"] {
+    for rival in ["plain", "plain, packed", "plain, coalescing"] {
         assert!(row["rivals"][rival].as_f64().is_some_and(|ns| ns > 100.0), "{rival}: {row:#}");
         let notes = row["notes"][rival].as_array().cloned().unwrap_or_default();
         assert!(!notes.iter().any(|note| note.as_str().is_some_and(|note| note.contains("lost"))), "{row:#}");
@@ -52,8 +54,10 @@ fn a_contender_that_cannot_start_fails_the_run_and_says_why() {
     if !two_cores() {
         return;
     }
-    let (folder, output) =
-        run("missing", &["--only", "1 pair, batched", "--contender", "epoll", "--relay", "no-such-relay"]);
+    let (folder, output) = run(
+        "missing",
+        &["--rows", "1 pair, batched", "--only", "edgelink-epoll", "--relay", "no-such-relay"],
+    );
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("no-such-relay is not there"));
     fs::remove_dir_all(folder).expect("it is ours");

@@ -71,7 +71,7 @@ async fn run(args: &Args, settings: Settings) -> anyhow::Result<()> {
         None => None,
     };
     let relay = Arc::new(RelayHandle::start(settings.relay)?);
-    if let Some(address) = relay.data_addr() {
+    for address in relay.addresses() {
         tracing::info!(%address, "relay listens");
     }
     if let Some(address) = relay.stun_addr() {
@@ -120,9 +120,10 @@ async fn run(args: &Args, settings: Settings) -> anyhow::Result<()> {
 fn reload(args: &Args, relay: &RelayHandle) -> anyhow::Result<()> {
     let settings = load(args)?;
     relay.set_limits(&settings.relay.limits);
-    if let Some(tls) = &settings.relay.tls {
+    if let Some(tls) = settings.relay.listeners.iter().find_map(|listener| listener.tls.as_ref()) {
         relay.set_tls(tls);
     }
+    relay.set_trust(&Arc::new(settings.relay.trust));
     Ok(())
 }
 

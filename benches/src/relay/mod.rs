@@ -46,14 +46,17 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 1.5)]
     seconds: f64,
     /// Only rows whose name contains this.
-    #[arg(long, value_name = "PATTERN")]
-    only: Option<String>,
-    /// Only contenders whose name contains this.
-    #[arg(long, value_name = "PATTERN")]
-    contender: Option<String>,
+    #[arg(long, value_name = "SUBSTRING")]
+    rows: Option<String>,
+    /// Only these contenders, such as edgelink,edgelink-epoll,plain-coalescing.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    only: Vec<String>,
     /// The relay to measure; by default `edgelink-relay` beside this program.
     #[arg(long, value_name = "FILE")]
     relay: Option<PathBuf>,
+    /// Another build of the relay, measured beside the first as `edgelink (other)`.
+    #[arg(long, value_name = "FILE")]
+    relay_binary: Option<PathBuf>,
     /// Frames of one pair that may be on their way, in place of each row's own.
     #[arg(long)]
     window: Option<u32>,
@@ -131,25 +134,18 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if !(1..=MAX_ROUNDS).contains(&options.rounds) || !(0.1..=MAX_SECONDS).contains(&options.seconds) {
         bail!("1 to {MAX_ROUNDS} rounds of 0.1 to {MAX_SECONDS} seconds");
     }
-    let rows: Vec<&RowSpec> = ROWS.iter().filter(|row| contains(row.what, options.only.as_deref())).collect();
-    let contenders: Vec<Contender> = contender::ALL
-        .iter()
-        .filter(|one| contains(one.name, options.contender.as_deref()))
-        .copied()
-        .collect();
-    if rows.is_empty() || contenders.is_empty() {
-        bail!(
-            "no such row or contender; rows:\n  {}",
-            ROWS.iter().map(|row| row.what).collect::<Vec<_>>().join("\n  ")
-        );
+    let rows: Vec<&RowSpec> = ROWS.iter().filter(|row| contains(row.what, options.rows.as_deref())).collect();
+    if rows.is_empty() {
+        bail!("no such row; rows:\n  {}", ROWS.iter().map(|row| row.what).collect::<Vec<_>>().join("\n  "));
     }
+    let contenders = chosen(options)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     if cores < 2 {
         bail!("two cores are needed, one for the server and one for its clients; this machine has {cores}");
     }
     pin(CLIENT_CORE)?;
     let folder = PathBuf::from(FOLDER);
-    let setting = Setting::new(&folder.join("relay-files"), options.relay.clone())?;
+    let setting = Setting::new(&folder.join("relay-files"))?;
 
     let mut bench = Bench { options, setting: &setting, failures: Vec::new() };
     let rows = rows.into_iter().map(|row| bench.measure_row(row, &contenders)).collect();
@@ -163,6 +159,19 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         Output::Json => println!("{}", report.to_json()),
     }
     if failures.is_empty() { Ok(()) } else { bail!("not all was measured:\n{}", failures.join("\n")) }
+}
+
+/// Those that the command line asks for.
+fn chosen(options: &Options) -> anyhow::Result<Vec<Contender>> {
+    let all = contender::all(options.relay.as_deref(), options.relay_binary.as_deref())?;
+    let is_called = |one: &Contender, name: &str| one.slug() == name.trim() || one.name == name.trim();
+    if let Some(name) = options.only.iter().find(|name| !all.iter().any(|one| is_called(one, name))) {
+        let slugs: Vec<_> = all.iter().map(Contender::slug).collect();
+        bail!("no contender is called {name}; there are {}", slugs.join(", "));
+    }
+    let wanted =
+        |one: &Contender| options.only.is_empty() || options.only.iter().any(|name| is_called(one, name));
+    Ok(all.into_iter().filter(wanted).collect())
 }
 
 fn contains(name: &str, pattern: Option<&str>) -> bool {
@@ -257,7 +266,7 @@ fn summarise(spec: &RowSpec, contender: &Contender, outcomes: &[Outcome]) -> Opt
         notes.push(format!("{lost} frames lost"));
     }
     Some(Measurement {
-        name: contender.name,
+        name: contender.name.clone(),
         ours: contender.name == OURS,
         value: median(&|outcome| spec.figure.of(outcome))?,
         server_percent,
@@ -288,12 +297,13 @@ mod tests {
             client_cpu: 950_000_000,
             lost: 3,
         };
-        let measurement = summarise(&ROWS[0], &contender::ALL[0], &[outcome, outcome]).expect("two rounds");
+        let ours = contender::all(None, None).expect("this program has a path").remove(0);
+        let measurement = summarise(&ROWS[0], &ours, &[outcome, outcome]).expect("two rounds");
         assert_eq!(
             measurement.notes,
             ["the clients may be the limit", "the server was not busy", "6 frames lost"]
         );
         assert!((measurement.value.median - 50_000_000.0).abs() < 1e-6);
-        assert!(summarise(&ROWS[0], &contender::ALL[0], &[]).is_none());
+        assert!(summarise(&ROWS[0], &ours, &[]).is_none());
     }
 }

@@ -74,6 +74,34 @@ fn a_crowd_that_does_not_sign_in_displaces_nobody_who_has() {
 }
 
 #[test]
+fn behind_a_proxy_the_client_is_limited_and_not_the_proxy() {
+    let mut rig = Rig::new(1);
+    let limits = Limits { max_unauthenticated_per_address: 2, ..Limits::default() };
+    rig.hub.all(ToWorker::Limits(limits));
+    rig.settle();
+    let now = rig.now.instant;
+    let worker = &mut rig.workers[0];
+    let [proxy, client, other] = [1, 2, 3].map(|last| IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)));
+    for conn in 0..5 {
+        assert_eq!(worker.open_behind(ConnId(conn), proxy, now), Ok(()));
+    }
+    assert_eq!(worker.open(ConnId(5), proxy, now), Ok(()), "the proxy itself has its places");
+    for (conn, address, outcome) in [
+        (0, client, Ok(())),
+        (1, client, Ok(())),
+        (1, client, Ok(())),
+        (2, client, Err(Refusal::Address)),
+        (3, other, Ok(())),
+        (99, client, Ok(())),
+    ] {
+        assert_eq!(worker.identified(ConnId(conn), address, now), outcome, "{conn}");
+    }
+    assert_eq!(worker.connections(), (5, 5), "the refused one is gone");
+    let peers: Vec<_> = worker.connection_infos(now, 9).into_iter().map(|info| info.peer).collect();
+    assert_eq!(peers, [client, client, other, proxy, proxy]);
+}
+
+#[test]
 fn ping_is_answered_at_once_even_before_the_sign_in() {
     let mut rig = Rig::new(1);
     rig.open(0, 0, Purpose::Data);
