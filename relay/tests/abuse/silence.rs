@@ -203,22 +203,27 @@ fn receivers_that_never_read_lose_their_own_frames_only_and_memory_stays_bounded
         .collect();
     let mut sender = Raw::node(siege.relay.data, 50, 1);
     let body = vec![7; 60_000];
-    for round in 0..60 {
+    // More than the sockets' buffers take, however large the kernel makes them.
+    for round in 0..300 {
         for number in 0..DEAF {
             sender.send(&message(&data(50, 100 + number, &body)));
         }
-        if round % 20 == 0 {
+        if round % 20 == 19 {
             siege.holds();
+            let full = siege.relay.metric("edgelink_relay_drops_total{reason=\"queue_full\"}");
+            if full > u64::from(DEAF) * 20 {
+                break;
+            }
+            assert!(round < 280, "{full} frames found their queue full");
         }
     }
-    // It was never held up, and hears itself at once.
+    // It was never held up, and hears itself at once; a receiver that is deaf for long is given up.
     sender.send(&message(&data(50, 50, b"on")));
-    assert_eq!(sender.next_frame().unwrap().0, FrameType::Data);
+    while sender.next_frame().unwrap().0 != FrameType::Data {}
     let peak = siege.vitals();
     // What waits, what is in flight, and what the other worker has not taken yet.
-    let bound = u64::from(DEAF) * (QUEUE + (128 << 10)) + (16 << 20) + SLACK;
+    let bound = u64::from(DEAF) * (QUEUE + (512 << 10)) + (16 << 20) + SLACK;
     assert!(peak.rss < siege.before.rss + bound, "{} MiB", (peak.rss - siege.before.rss) >> 20);
-    assert!(siege.relay.metric("edgelink_relay_drops_total{reason=\"queue_full\"}") > 0);
     drop((deaf, sender));
     siege.lift();
 }
