@@ -417,6 +417,17 @@ fn broken_and_renegotiating_records_on_a_live_connection_end_it() {
             *record.last_mut().unwrap() ^= 1;
             record
         }),
+        ("a sealed record under another type", |sealer| {
+            let mut record = sealer.record(23, &message(&data(50, 60, b"forged")), 0);
+            record[0] = 22;
+            record
+        }),
+        ("a header that is not the sealed one", |sealer| {
+            let mut record = sealer.record(23, &message(&data(50, 60, b"forged")), 0);
+            record[2] = 1;
+            record
+        }),
+        ("an empty handshake record", |sealer| sealer.record(22, b"", 0)),
         ("a record out of order", |sealer| {
             sealer.sequence += 1;
             sealer.record(23, &message(&data(50, 60, b"forged")), 0)
