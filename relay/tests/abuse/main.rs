@@ -16,6 +16,7 @@ mod siege;
 
 mod http;
 mod identity;
+mod proxy;
 mod resources;
 mod silence;
 mod soak;

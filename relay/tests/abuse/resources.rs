@@ -65,7 +65,8 @@ fn out_of_descriptors_it_serves_whom_it_has_and_recovers_with_epoll() {
 /// A relay whose log goes elsewhere; it listens where the system has just had a free port.
 fn with_log(log: Stdio) -> Siege {
     let directory = tempfile::tempdir().unwrap();
-    let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // An address that no client has: the port stays free.
+    let free = || std::net::TcpListener::bind("127.200.1.1:0").unwrap().local_addr().unwrap();
     let (data, admin): (SocketAddr, SocketAddr) = (free(), free());
     let config = standalone(1, "[limits]\nhandshake_timeout_s = 60\n[log]\nlevel = \"debug\"\n")
         .replace("[admin]\nlisten = \"127.0.0.1:0\"", &format!("[admin]\nlisten = \"{admin}\""))
@@ -129,7 +130,8 @@ fn stopped_for_two_seconds_it_goes_on_and_nothing_is_lost() {
 #[tokio::test]
 async fn a_controller_that_vanishes_stalls_or_raves_disturbs_nobody() {
     let directory = tempfile::tempdir().unwrap();
-    let controller = Controller::start().await;
+    // An address that no client has: its port stays free when it goes.
+    let controller = Controller::at("127.200.1.2:0".parse().unwrap()).await;
     let at = controller.address();
     let relay = Relay::start(directory.path(), &controller.config(), &[]);
     let (mut link, _) = controller.accept().await;
