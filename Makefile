@@ -67,9 +67,17 @@ toolchain:
 	@scripts/need build-essential:cc
 	@command -v cargo >/dev/null || { echo "a Rust toolchain (1.95 or newer) is needed: install it with rustup, or your distribution's rustc and cargo packages" >&2; exit 3; }
 
-bench-relay: toolchain ## CPU per forwarded frame, beside a plain tokio relay; writes target/bench/relay.json
+IROH_RELAY := 1.4.1
+IROH_ROOT := target/rivals/iroh-relay
+
+bench-relay: toolchain $(IROH_ROOT)/.$(IROH_RELAY) ## the relay beside iroh-relay and a plain tokio relay; writes target/bench/relay.json
 	cargo build --quiet --release -p edgelink-bench -p edgelink-relay
 	target/release/edgelink-bench relay
+
+# As published, with its own locked dependencies; not part of this workspace.
+$(IROH_ROOT)/.$(IROH_RELAY): | toolchain
+	CARGO_PROFILE_RELEASE_LTO=thin CARGO_TARGET_DIR=target/rivals/build cargo install --quiet --force --locked --root $(IROH_ROOT) iroh-relay@$(IROH_RELAY) --features server
+	@touch $@
 
 fuzz: venv ## each fuzz target for a minute (FUZZ_SECONDS=60); needs a nightly toolchain
 	fuzz/run $(or $(FUZZ_SECONDS),60)
