@@ -26,8 +26,11 @@ test-python: wheel ## the wheel, the controller, edgelink-ctl
 	cd controller-py && ../$(PY) -m pytest -q
 
 test-e2e: build ## real binaries in network namespaces
-	@scripts/need iproute2:ip iputils-ping:ping iperf3:iperf3 curl:curl nginx:nginx
+	@scripts/need iproute2:ip iputils-ping:ping iperf3:iperf3 curl:curl nginx:nginx haproxy:haproxy caddy:caddy
 	$(PY) -m pytest -q e2e/tests --bin $(BIN)
+
+soak: toolchain ## everything at once against three relays for ten minutes (SOAK_SECONDS=60, SEED=… to repeat), then what else takes long
+	SOAK_SECONDS=$(or $(SOAK_SECONDS),600) cargo test --quiet -p edgelink-relay --test abuse -- --ignored --nocapture --test-threads=1
 
 check: toolchain venv ## format, lints, docs, licences, import rules
 	cargo fmt --all --check
@@ -88,4 +91,4 @@ advisories: venv ## known vulnerabilities in dependencies (needs the network)
 clean: ## what was built
 	rm -rf target fuzz/target $(VENV)
 
-.PHONY: help demo test test-rust test-python test-e2e check build dist wheel venv toolchain bench-relay fuzz advisories clean
+.PHONY: help demo test test-rust test-python test-e2e soak check build dist wheel venv toolchain bench-relay fuzz advisories clean

@@ -36,9 +36,17 @@ class Relay:
         assert self.process is not None
         self.process.kill()
 
+    def admin(self, path: str) -> str:
+        """A page of its admin HTTP."""
+        return self.host.run("curl", "-sS", "--max-time", "5", f"http://127.0.0.1:9090{path}")
+
+    def connections(self) -> list[dict[str, Any]]:
+        """What /debug/connections says."""
+        return list(json.loads(self.admin("/debug/connections")))
+
     def metrics(self) -> dict[str, float]:
         """What /metrics says: `name{labels}` to value."""
-        out = self.host.run("curl", "-sS", "--max-time", "5", "http://127.0.0.1:9090/metrics")
+        out = self.admin("/metrics")
         lines = (line.rsplit(" ", 1) for line in out.splitlines() if line and not line.startswith("#"))
         return {name: float(value) for name, value in lines}
 
@@ -145,10 +153,14 @@ class Mesh:
         host: Host | None = None,
         plain: str | None = None,
         tls_pin: str | None = None,
+        relay: dict[str, Any] | None = None,
         limits: dict[str, float] | None = None,
         wrapper: Sequence[str] = (),
     ) -> Relay:
-        """Tell the controller, then start it; `plain` is a listener without TLS behind a proxy whose certificate is `tls_pin`."""
+        """Tell the controller, then start it; `plain` is a listener without TLS behind a proxy whose certificate is `tls_pin`.
+
+        `relay` goes over its section of the same name.
+        """
         host = host or self.lab.host(name)
         public = f"wss://{host.address}:{RELAY_PORT}"
         pin = ["--tls-pin", tls_pin] if tls_pin else []
@@ -165,6 +177,7 @@ class Mesh:
                 "behind_proxy": plain is not None,
                 "data_url": f"{public}/ws/data",
                 "mesh_url": f"{public}/ws/mesh",
+                **(relay or {}),
             },
             "stun": {"listen": f"{host.address}:3478", "external_ip": host.address},
             "limits": limits or {},
@@ -174,10 +187,10 @@ class Mesh:
         file.write_text(json.dumps(config, indent=1))
         dev = [] if plain else ["--dev"]
         args = [*wrapper, str(self.bin / "edgelink-relay"), "--config", str(file), *dev]
-        relay = Relay(host, name, int(added["id"]), args)
-        relay.start()
-        self.relays.append(relay)
-        return relay
+        made = Relay(host, name, int(added["id"]), args)
+        made.start()
+        self.relays.append(made)
+        return made
 
     # --- nodes
 

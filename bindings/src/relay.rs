@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use meshdp::engine::relay::{RelayConfig, RelayHandle};
+use meshdp::engine::relay::{Listener, RelayConfig, RelayHandle};
 use meshdp::engine::stun;
 use meshdp::engine::tls;
 use meshdp::proto::drop_reason::DropCounters;
@@ -66,13 +66,10 @@ impl Relay {
         let text: String = py.import("json")?.call_method1("dumps", (config,))?.extract()?;
         let given: Settings = serde_json::from_str(&text)
             .map_err(|error| errors::mesh(py, format!("relay settings: {error}")))?;
-        let mut config =
-            RelayConfig { listen: given.listen, state_dir: given.state_dir, ..RelayConfig::default() };
-        if let Some(files) = &given.tls {
-            let tls =
-                tls::server_config(&files.cert, &files.key).map_err(|e| errors::mesh(py, e.to_string()))?;
-            config.tls = Some(tls);
-        }
+        let mut config = RelayConfig { state_dir: given.state_dir, ..RelayConfig::default() };
+        let server = |files: TlsFiles| tls::server_config(&files.cert, &files.key);
+        let tls = given.tls.map(server).transpose().map_err(|error| errors::mesh(py, error.to_string()))?;
+        config.listeners.extend(given.listen.map(|address| Listener::new(address, tls)));
         config.data_path = given.ws_data.unwrap_or(config.data_path);
         config.mesh_path = given.ws_mesh.unwrap_or(config.mesh_path);
         config.workers = given.workers;

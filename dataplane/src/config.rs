@@ -111,6 +111,16 @@ pub fn network<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IpNet, D::E
     from_text(&String::deserialize(deserializer)?, "a network such as 192.168.1.0/24 or fd00:1::/64")
 }
 
+/// The same for a list of networks.
+///
+/// # Errors
+/// Those of `D`.
+pub fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
+    #[derive(Deserialize)]
+    struct Network(#[serde(deserialize_with = "network")] IpNet);
+    Ok(Vec::<Network>::deserialize(deserializer)?.into_iter().map(|Network(network)| network).collect())
+}
+
 fn from_text<T: FromStr, E: de::Error>(text: &str, expected: &str) -> Result<T, E> {
     text.parse().map_err(|_| E::invalid_value(Unexpected::Str(text), &expected))
 }

@@ -1,4 +1,4 @@
-//! The hot paths allocate nothing: a node that seals and opens packets, a relay that says where frames go.
+//! The hot paths allocate nothing: a node that seals and opens packets, a relay that says where frames go, and its queues when a receiver is behind.
 //!
 //! Allocations are counted by thread, so that the test harness and the other test do not disturb.
 
@@ -11,8 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshdp::proto::crypto::keys::{MachineKey, NodeKey};
+use meshdp::proto::drop_reason::DropReason;
 use meshdp::proto::id::{NetworkId, NodeId, RelayId};
 use meshdp::proto::node::{Checksum, Node, NodeSettings, Outgoing, Received};
+use meshdp::proto::relay::queue::{Backlog, Queue, QueuePolicy, Queues};
 use meshdp::proto::relay::worker::{Purpose, Worker};
 use meshdp::proto::relay::{ConnId, Limits, ToWorker, Verdict, WorkerId};
 use meshdp::proto::time::{Instant, Now, UnixTime};
@@ -228,7 +230,7 @@ fn a_relay_says_where_frames_go_without_allocating() {
             subject: RelaySubject {
                 node_id: NodeId(node),
                 network_id: NetworkId(1),
-                allowed_relays: Vec::new(),
+                ..RelaySubject::default()
             },
             jti: format!("t{node}"),
             iat: T,
@@ -246,14 +248,71 @@ fn a_relay_says_where_frames_go_without_allocating() {
     let mut payload = Route { source: NodeId(17), destination: NodeId(18) }.to_bytes().to_vec();
     payload.extend_from_slice(&[0xAB; 1300]);
     write_frame(FrameType::Data, Flags::NONE, &payload, &mut frame).unwrap();
-    assert_eq!(worker.route(ConnId(0), &frame), Ok(Verdict::Local(ConnId(1))));
+    assert_eq!(worker.route(ConnId(0), &frame, at(1).instant), Ok(Verdict::Local(ConnId(1))));
     let allocated = allocations(|| {
         for _ in 0..1000 {
-            assert_eq!(worker.route(ConnId(0), &frame), Ok(Verdict::Local(ConnId(1))));
+            assert_eq!(worker.route(ConnId(0), &frame, at(1).instant), Ok(Verdict::Local(ConnId(1))));
             worker.handle_message(ConnId(0), &frame, at(1), |verdict, forwarded| {
                 assert_eq!((verdict, forwarded), (Verdict::Local(ConnId(1)), frame.as_slice()));
             });
         }
     });
     assert_eq!(allocated, 0);
+}
+
+/// A backlog with room for one send.
+struct OneSend {
+    bytes: Vec<u8>,
+    filled: usize,
+}
+
+impl Backlog for OneSend {
+    fn queued(&self) -> usize {
+        self.filled
+    }
+    fn reserve(&mut self, len: usize, _: Instant) -> Option<&mut [u8]> {
+        self.bytes.get_mut(self.filled..self.filled + len)
+    }
+    fn commit(&mut self, len: usize) {
+        self.filled += len;
+    }
+    fn push_urgent(&mut self, _: &[u8], _: Instant) -> bool {
+        false
+    }
+    fn drop_oldest(&mut self) -> usize {
+        0
+    }
+    fn drop_older_than(&mut self, _: Instant) -> usize {
+        0
+    }
+}
+
+#[test]
+fn a_congested_receiver_is_served_without_allocating() {
+    let mut queues = Queues::new(QueuePolicy::default());
+    let mut queue = Queue::default();
+    let mut backlog = OneSend { bytes: vec![0; 256 << 10], filled: 0 };
+    let frames: Vec<Vec<u8>> = (1..=20)
+        .map(|source| {
+            let mut payload = Route { source: NodeId(source), destination: NodeId(18) }.to_bytes().to_vec();
+            payload.extend_from_slice(&[0xAB; 1300]);
+            let mut frame = Vec::new();
+            write_frame(FrameType::Data, Flags::NONE, &payload, &mut frame).unwrap();
+            frame
+        })
+        .collect();
+    let mut round = |ms: u64| {
+        let now = at(ms).instant;
+        // Twice what it takes: the queue is full, and drops for each.
+        for frame in frames.iter().cycle().take(100) {
+            queues.admit(&mut queue, &mut backlog, frame, now);
+        }
+        queues.refill(&mut queue, &mut backlog, now);
+        backlog.filled = 0;
+        queues.sent(&mut queue, &backlog, now);
+    };
+    (0..100).for_each(&mut round);
+    let allocated = allocations(|| (100..600).for_each(&mut round));
+    assert_eq!(allocated, 0);
+    assert!(queue.is_congested() && queues.drops().of(DropReason::QueueFull) > 10_000);
 }

@@ -176,7 +176,8 @@ impl World {
         let subject = RelaySubject {
             node_id: NodeId(node),
             network_id: NetworkId(network),
-            allowed_relays: Vec::new(),
+            rate_up: (other % 5 == 0).then_some(u64::from(other)),
+            ..RelaySubject::default()
         };
         let exp = T + 60 * (1 + u64::from(other));
         let token = Token { subject, jti: format!("t{other}"), iat: T, exp, not_after: None };
@@ -234,7 +235,7 @@ impl World {
 
     fn hand_over(&mut self, worker: usize, hop: Hop, frame: &[u8]) {
         let route = data::route(frame).expect("it was looked at");
-        match self.workers[worker].route_handed_over(hop, frame) {
+        match self.workers[worker].route_handed_over(hop, frame, self.now.instant) {
             Verdict::Local(to) => assert!(self.nodes(worker).contains(&(to, route.destination))),
             Verdict::MeshLink(to) => assert!(self.is_mesh(worker, to)),
             Verdict::Worker(..) => panic!("a frame goes from worker to worker once"),
@@ -265,6 +266,7 @@ impl World {
                             assert!(Frames::new(&frame).all(|frame| frame.is_ok()), "whole frames");
                         }
                         Command::Close { code, .. } => assert!(code >= 1000),
+                        Command::Discard { .. } => {}
                         Command::Report(report) => {
                             self.hub.handle_worker(WorkerId(index as u16), report, self.now);
                         }

@@ -57,8 +57,11 @@ async fn connections(State(relay): State<Arc<RelayHandle>>) -> Response {
         .map(|(worker, connection)| {
             let info = &connection.info;
             serde_json::json!({
-                "worker": worker, "connection": info.conn.0, "kind": info.kind, "peer": info.peer, "nodes": info.nodes,
-                "relay": info.relay, "age_s": info.age.as_secs(), "queued_bytes": connection.queued,
+                "worker": worker, "connection": info.conn.0, "kind": info.kind, "peer": info.peer, "proxy": connection.proxy,
+                "nodes": info.nodes, "relay": info.relay, "age_s": info.age.as_secs(), "queued_bytes": connection.queued,
+                "dropped": connection.dropped,
+                "received_bytes": connection.received, "sent_bytes": connection.sent,
+                "received_bytes_per_s": connection.receive_rate.round(), "sent_bytes_per_s": connection.send_rate.round(),
             })
         })
         .collect();

@@ -1,12 +1,13 @@
 //! `edgelink-relay`: the relay and STUN server as a program.
 //!
 //! The relay itself is [`meshdp::engine::relay`]; here are configuration ([`config`]), the link to the controller ([`control`]), admin
-//! HTTP ([`admin`]) and signals: TERM and INT drain and stop, HUP reads certificates and limits again.
+//! HTTP ([`admin`]), the [`log`] and signals: TERM and INT drain and stop, HUP reads certificates and limits again.
 
 mod admin;
 mod args;
 mod config;
 mod control;
+mod log;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use tracing_subscriber::EnvFilter;
 
 use args::{Args, Command};
 use config::{LogFormat, Settings};
+use log::Lines;
 
 fn main() -> ExitCode {
     let mut args = Args::parse();
@@ -49,12 +51,14 @@ fn load(args: &Args) -> anyhow::Result<Settings> {
 }
 
 fn start(args: &Args, settings: Settings) -> anyhow::Result<()> {
-    log(&settings)?;
+    let lines = start_log(&settings)?;
     for note in &settings.notes {
         tracing::warn!("{note}");
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(run(args, settings))
+    let outcome = runtime.block_on(run(args, settings));
+    lines.flush();
+    outcome
 }
 
 async fn run(args: &Args, settings: Settings) -> anyhow::Result<()> {
@@ -67,7 +71,7 @@ async fn run(args: &Args, settings: Settings) -> anyhow::Result<()> {
         None => None,
     };
     let relay = Arc::new(RelayHandle::start(settings.relay)?);
-    if let Some(address) = relay.data_addr() {
+    for address in relay.addresses() {
         tracing::info!(%address, "relay listens");
     }
     if let Some(address) = relay.stun_addr() {
@@ -116,21 +120,23 @@ async fn run(args: &Args, settings: Settings) -> anyhow::Result<()> {
 fn reload(args: &Args, relay: &RelayHandle) -> anyhow::Result<()> {
     let settings = load(args)?;
     relay.set_limits(&settings.relay.limits);
-    if let Some(tls) = &settings.relay.tls {
+    if let Some(tls) = settings.relay.listeners.iter().find_map(|listener| listener.tls.as_ref()) {
         relay.set_tls(tls);
     }
+    relay.set_trust(&Arc::new(settings.relay.trust));
     Ok(())
 }
 
-fn log(settings: &Settings) -> anyhow::Result<()> {
+fn start_log(settings: &Settings) -> anyhow::Result<Lines> {
     let filter = match std::env::var("RUST_LOG") {
         Ok(filter) => EnvFilter::try_new(&filter).context("RUST_LOG")?,
         Err(_) => EnvFilter::try_new(&settings.log_level).context("log.level")?,
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = Lines::to(std::io::stderr())?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines.clone());
     match settings.log_format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().init(),
     }
-    Ok(())
+    Ok(lines)
 }

@@ -284,7 +284,7 @@ fn signer() -> anyhow::Result<TokenSigner> {
 
 fn relay_token(node: NodeId) -> anyhow::Result<String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-    let subject = RelaySubject { node_id: node, network_id: NETWORK, allowed_relays: Vec::new() };
+    let subject = RelaySubject { node_id: node, network_id: NETWORK, ..RelaySubject::default() };
     let token =
         Token { subject, jti: format!("bench-{node}"), iat: now, exp: now + TOKEN_LIFE, not_after: None };
     Ok(signer()?.sign(&token)?)

@@ -21,8 +21,9 @@ use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
 
-use super::outbox::{self, Outbox};
-use super::tls::filter::{Filter, RECORD_OVERHEAD};
+use super::outbox::{Framing, Outbox};
+use super::tls::filter::Filter;
+use super::tls::record;
 use crate::packet::pool::{Buffer, Pool};
 use crate::proto::error::ErrorCode;
 use crate::proto::wire::upgrade::{Client, Head, Request, UpgradeError, WholeHead, answer};
@@ -190,16 +191,7 @@ impl Connection {
         let outcome = match tls {
             None => stream.receive(bytes, sink),
             Some(tls) => {
-                let mut scratch: Option<Buffer> = None;
-                let outcome = tls.receive(bytes, &mut |record: &[u8]| {
-                    // rustls lends its plaintext read-only; unmasking needs it writable.
-                    let plain = scratch.get_or_insert_with(|| pool.take(outbox::RECORD));
-                    plain.clear();
-                    plain.ensure_capacity(record.len());
-                    let fits = plain.append(record);
-                    debug_assert!(fits, "capacity was ensured");
-                    stream.receive(plain.filled_mut(), sink)
-                });
+                let outcome = tls.receive(bytes, pool, &mut |plain: &mut [u8]| stream.receive(plain, sink));
                 *broken |= matches!(outcome, Err(ConnectionError::Tls(_)));
                 if outcome.is_ok() && tls.peer_closed() {
                     stream.peer_ended(sink);
@@ -220,60 +212,79 @@ impl Connection {
     /// TLS cannot seal any more.
     pub fn take_output(&mut self, outbox: &mut Outbox) -> Result<Option<Buffer>, ConnectionError> {
         let ready = !self.broken && self.tls.as_ref().is_none_or(|tls| tls.is_established());
-        let (mut before, mut chunk, mut after) = (Vec::new(), None, Vec::new());
-        let mut close_now = false;
+        let mut control = Vec::new();
         if ready {
-            before = std::mem::take(&mut self.stream.http);
-            self.stream.control_frames(outbox, &mut before);
-            if self.stream.takes_messages() {
-                chunk = outbox.next();
-            }
-            if let Close::Wanted(payload) = &self.stream.close
-                && (!self.stream.takes_messages() || outbox.is_empty())
-            {
-                if !payload.is_empty() {
-                    control_frame(Opcode::Close, payload.clone(), outbox, &mut after);
+            control = std::mem::take(&mut self.stream.http);
+            self.stream.control_frames(outbox, &mut control);
+        }
+        if let Some(buffer) = self.seal_control(&control)? {
+            return Ok(Some(buffer));
+        }
+        if ready
+            && self.stream.takes_messages()
+            && let Some((mut chunk, framing)) = outbox.next()
+        {
+            let Some(tls) = &mut self.tls else { return Ok(Some(chunk)) };
+            return Ok(Some(match framing {
+                Framing::Tls => {
+                    tls.seal_in_place(&mut chunk)?;
+                    chunk
                 }
-                close_now = true;
-            }
-        } else if matches!(self.stream.close, Close::Wanted(_)) {
-            close_now = true;
+                Framing::Plain => {
+                    let records = chunk.len() / record::MAX_PLAIN + 1;
+                    let overhead = records * (record::HEADER + record::TRAILER);
+                    let mut out = self.pool.take(chunk.len() + overhead);
+                    tls.seal(chunk.filled(), &mut out)?;
+                    out
+                }
+            }));
         }
-        if close_now {
-            self.stream.close = Close::Done;
+        let Close::Wanted(payload) = &mut self.stream.close else { return Ok(None) };
+        let payload = std::mem::take(payload);
+        self.stream.close = Close::Done;
+        if ready && !payload.is_empty() {
+            control_frame(Opcode::Close, payload, outbox, &mut control);
         }
-        let Some(tls) = &mut self.tls else {
-            return Ok(join(&self.pool, &before, chunk, &after));
+        let mut last = self.seal_control(&control)?;
+        if let Some(tls) = &mut self.tls
+            && ready
+        {
+            tls.close_notify()?;
+            let notify = tls.take_pending()?;
+            let out = last.get_or_insert_with(|| self.pool.take(notify.len()));
+            out.ensure_capacity(out.len() + notify.len());
+            let fits = out.append(&notify);
+            debug_assert!(fits, "capacity was ensured");
+        }
+        Ok(last)
+    }
+
+    /// What belongs around the messages in this connection's outbox.
+    pub const fn framing(&self) -> Framing {
+        if self.tls.is_some() { Framing::Tls } else { Framing::Plain }
+    }
+
+    /// What TLS wants to send by itself, and `plain` behind it.
+    fn seal_control(&mut self, plain: &[u8]) -> Result<Option<Buffer>, ConnectionError> {
+        let pending = match &mut self.tls {
+            Some(tls) => tls.take_pending()?,
+            None => Vec::new(),
         };
-        let nothing = before.is_empty() && chunk.is_none() && after.is_empty() && !close_now;
-        if nothing && !tls.has_pending() {
+        if pending.is_empty() && plain.is_empty() {
             return Ok(None);
         }
-        let pending = tls.take_pending();
-        let plain = before.len() + chunk.as_ref().map_or(0, Buffer::len) + after.len();
-        let records = plain / outbox::RECORD + 4;
-        let mut out = self.pool.take(pending.len() + plain + records * RECORD_OVERHEAD);
+        let mut out = self.pool.take(pending.len() + plain.len() + record::HEADER + record::TRAILER);
         let fits = out.append(&pending);
         debug_assert!(fits, "room was asked for");
-        if ready {
-            if !before.is_empty() {
-                tls.seal(&before, &mut out)?;
-            }
-            // One message, one record (if it fits): the other end then finds whole messages in each.
-            let mut messages = chunk.as_ref().map_or(&[][..], Buffer::filled);
-            while !messages.is_empty() {
-                let (message, rest) = messages.split_at(websocket::first_frame_len(messages));
-                tls.seal(message, &mut out)?;
-                messages = rest;
-            }
-            if !after.is_empty() {
-                tls.seal(&after, &mut out)?;
-            }
-            if close_now {
-                tls.close_notify(&mut out)?;
+        match &mut self.tls {
+            Some(tls) if !plain.is_empty() => tls.seal(plain, &mut out)?,
+            Some(_) => {}
+            None => {
+                let fits = out.append(plain);
+                debug_assert!(fits, "room was asked for");
             }
         }
-        Ok((!out.is_empty()).then_some(out))
+        Ok(Some(out))
     }
 
     /// Queues a WebSocket ping (EdgeLink's own PING frame is another thing: it measures to the relay's forwarding).
@@ -440,18 +451,6 @@ fn control_frame(opcode: Opcode, mut payload: Vec<u8>, outbox: &mut Outbox, out:
     }
     out.extend_from_slice(&headroom[MAX_HEADER - len..]);
     out.extend_from_slice(&payload);
-}
-
-/// Without TLS the chunk goes as it is, unless something goes with it.
-fn join(pool: &Pool, before: &[u8], chunk: Option<Buffer>, after: &[u8]) -> Option<Buffer> {
-    if before.is_empty() && after.is_empty() {
-        return chunk;
-    }
-    let middle = chunk.as_ref().map_or(&[][..], Buffer::filled);
-    let mut out = pool.take(before.len() + middle.len() + after.len());
-    let fits = out.append(before) && out.append(middle) && out.append(after);
-    debug_assert!(fits, "room was asked for");
-    Some(out)
 }
 
 #[cfg(test)]

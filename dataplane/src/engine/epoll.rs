@@ -1,7 +1,7 @@
 //! The driver on epoll: the fallback where io_uring is forbidden, and its control in benchmarks.
 //!
 //! Descriptors are registered once, edge-triggered both ways. Those that are ready wait in a list; [`Driver::next_event`] reads one of them
-//! into the receive buffer used last, so one 64 KiB buffer stays hot while a worker recycles what it gets. Sends are tried at once, what
+//! into the receive buffer used last, so one 256 KiB buffer stays hot while a worker recycles what it gets. Sends are tried at once, what
 //! the socket does not take waits for its edge.
 
 use std::collections::VecDeque;
@@ -20,9 +20,9 @@ use super::driver::{Driver, Event, RecvBuffer, SendBuffer, Token, Waker};
 use super::slab::Slab;
 use super::socket;
 
-/// Size of a receive buffer: four TLS records, or the largest packet.
-const BUFFER: usize = 64 << 10;
-/// How many there are: 512 KiB in flight, which fits the cache beside what is being sent.
+/// Size of a receive buffer: one receive takes as much as there is.
+const BUFFER: usize = 256 << 10;
+/// How many there are. Whoever recycles promptly touches but one.
 const BUFFERS: u16 = 8;
 /// Readiness reports taken per wait.
 const BATCH: usize = 256;
@@ -336,7 +336,7 @@ impl Driver for Epoll {
     }
 
     fn packets(&mut self, device: OwnedFd, max_packet: usize) -> io::Result<Token> {
-        if max_packet > BUFFER {
+        if max_packet > 64 << 10 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "packets are limited to 64 KiB"));
         }
         self.add(device, Kind::Packets { max: max_packet })

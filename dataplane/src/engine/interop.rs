@@ -77,7 +77,7 @@ impl<D: Driver> Worker<D> {
     }
 
     fn add(&mut self, token: Token, connection: Connection, role: Role) {
-        let outbox = Outbox::new(role, 64 << 20, &self.pool, [1; 32]);
+        let outbox = Outbox::new(role, connection.framing(), 64 << 20, &self.pool, [1; 32]);
         self.connections.insert(token, (connection, outbox));
     }
 

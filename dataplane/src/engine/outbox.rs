@@ -8,6 +8,8 @@
 //! chunk is one pooled buffer: it starts small, grows while frames come, and when it is full another one is begun. Urgent frames
 //! (handshakes, PONGs, errors) have a chunk of their own that goes first. The limit bounds everything that waits.
 //!
+//! With [`Framing::Tls`] every message has room for a record's header before it and its tag behind it, so that a chunk is sealed where it lies.
+//!
 //! [`Outbox::push`] copies a frame in; [`Outbox::reserve`] and [`Outbox::commit`] let the caller build one in place (read a packet from the
 //! TUN device into it and seal it there).
 
@@ -16,6 +18,7 @@ use std::collections::VecDeque;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 
+use super::tls::record;
 use crate::packet::pool::{Buffer, LARGEST, Pool};
 use crate::proto::time::Instant;
 use crate::proto::wire::frame::MAX_FRAME;
@@ -23,10 +26,36 @@ use crate::proto::wire::websocket::{self, MAX_HEADER, Opcode, Role, header_len};
 
 /// The longest message that still travels in one TLS record: header and payload together.
 pub const RECORD: usize = 16 << 10;
+const _: () = assert!(RECORD <= record::MAX_PLAIN);
 
 /// The fullest a chunk gets: what TLS adds to it still fits the largest pooled buffer, and the longest frame fits it.
 const CHUNK: usize = LARGEST - 1536;
 const _: () = assert!(CHUNK >= MAX_FRAME + MAX_HEADER);
+
+/// What is around each message of a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// Nothing: the chunk goes as it is, or is sealed by copying.
+    Plain,
+    /// A TLS 1.3 record: its header is written, place for content type and tag is left.
+    Tls,
+}
+
+impl Framing {
+    const fn before(self) -> usize {
+        match self {
+            Self::Plain => 0,
+            Self::Tls => record::HEADER,
+        }
+    }
+
+    const fn behind(self) -> usize {
+        match self {
+            Self::Plain => 0,
+            Self::Tls => record::TRAILER,
+        }
+    }
+}
 
 /// The limit refused a frame.
 #[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +80,9 @@ pub struct Dropped {
 #[derive(Debug)]
 pub struct Outbox {
     role: Role,
+    framing: Framing,
+    /// Bytes of the last chunk that went: the next one starts with a buffer that large, rather than growing into it.
+    usual: usize,
     pool: Pool,
     limit: usize,
     queued: usize,
@@ -60,11 +92,13 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// For one connection: `role` is this end's, `limit` bounds the bytes that wait, `mask_seed` is fresh randomness that a client's masking
-    /// keys are drawn from.
-    pub fn new(role: Role, limit: usize, pool: &Pool, mask_seed: [u8; 32]) -> Self {
+    /// For one connection: `role` and `framing` are this end's ([`super::connection::Connection::framing`]), `limit` bounds the bytes that wait,
+    /// `mask_seed` is fresh randomness that a client's masking keys are drawn from.
+    pub fn new(role: Role, framing: Framing, limit: usize, pool: &Pool, mask_seed: [u8; 32]) -> Self {
         Self {
             role,
+            framing,
+            usual: 0,
             pool: pool.clone(),
             limit,
             queued: 0,
@@ -95,7 +129,10 @@ impl Outbox {
         }
         let fits = self.chunks.back().is_some_and(|chunk| chunk.can_take(max_len, self.role));
         if !fits {
-            self.chunks.push_back(Chunk::new(&self.pool, max_len, now));
+            // Only a full chunk, or what is left of a burst, has gone before: the rest of the burst follows.
+            let usual = if self.chunks.is_empty() { self.usual } else { CHUNK };
+            let framing = self.framing_of(max_len);
+            self.chunks.push_back(Chunk::new(&self.pool, framing, max_len.max(usual), now));
         }
         let chunk = self.chunks.back_mut().expect("there is one now");
         chunk.prepare(max_len, self.role, &mut self.masks);
@@ -116,7 +153,8 @@ impl Outbox {
     /// # Errors
     /// [`OutboxFull`] when 64 KiB of such wait already.
     pub fn push_urgent(&mut self, frame: &[u8], now: Instant) -> Result<(), OutboxFull> {
-        let chunk = self.urgent.get_or_insert_with(|| Chunk::new(&self.pool, frame.len(), now));
+        let framing = self.framing_of(frame.len());
+        let chunk = self.urgent.get_or_insert_with(|| Chunk::new(&self.pool, framing, frame.len(), now));
         if !chunk.can_take(frame.len(), self.role) {
             return Err(OutboxFull { queued: chunk.buffer.len(), limit: CHUNK });
         }
@@ -156,15 +194,23 @@ impl Outbox {
         self.queued
     }
 
-    /// The next bytes to send, as whole WebSocket messages; urgent ones first.
-    pub(super) fn next(&mut self) -> Option<Buffer> {
-        let mut chunk = match self.urgent.take() {
-            Some(chunk) => chunk,
-            None => self.chunks.pop_front()?,
+    /// The next bytes to send, as whole WebSocket messages, and what is around each; urgent ones first.
+    pub(super) fn next(&mut self) -> Option<(Buffer, Framing)> {
+        let mut chunk = if let Some(chunk) = self.urgent.take() {
+            chunk
+        } else {
+            let chunk = self.chunks.pop_front()?;
+            self.usual = chunk.buffer.len();
+            chunk
         };
         chunk.close(self.role, &mut self.masks);
         self.recount();
-        (!chunk.buffer.is_empty()).then_some(chunk.buffer)
+        (!chunk.buffer.is_empty()).then_some((chunk.buffer, chunk.framing))
+    }
+
+    /// A frame that is longer than a record has a chunk of its own, which is sealed by copying.
+    fn framing_of(&self, len: usize) -> Framing {
+        if len + MAX_HEADER > RECORD { Framing::Plain } else { self.framing }
     }
 
     /// A masking key for a control frame of the connection's own; `None` for a server.
@@ -181,6 +227,7 @@ impl Outbox {
 #[derive(Debug)]
 struct Chunk {
     buffer: Buffer,
+    framing: Framing,
     open: Option<Open>,
     frames: usize,
     oldest: Instant,
@@ -191,19 +238,31 @@ struct Chunk {
 struct Open {
     /// Where its payload starts in the filled bytes.
     start: usize,
-    /// Bytes left before that for its header.
+    /// Bytes left before that for its WebSocket header.
     room: usize,
 }
 
 impl Chunk {
-    fn new(pool: &Pool, len: usize, now: Instant) -> Self {
-        Self { buffer: pool.take(len + MAX_HEADER), open: None, frames: 0, oldest: now }
+    fn new(pool: &Pool, framing: Framing, len: usize, now: Instant) -> Self {
+        let buffer = pool.take((len + framing.before() + MAX_HEADER + framing.behind()).min(LARGEST));
+        Self { buffer, framing, open: None, frames: 0, oldest: now }
     }
 
     /// Whether `len` more bytes fit, if need be with a new message and in a larger buffer. An empty chunk takes anything.
     fn can_take(&self, len: usize, role: Role) -> bool {
-        let room = if self.continues(len) { 0 } else { room(len, role) };
-        self.frames == 0 || self.buffer.len() + room + len <= CHUNK
+        if self.frames == 0 {
+            return self.framing == Framing::Plain || len + MAX_HEADER <= RECORD;
+        }
+        // One that is longer than a record shares neither its chunk nor its framing.
+        if len + MAX_HEADER > RECORD && self.framing == Framing::Tls {
+            return false;
+        }
+        let room = if self.continues(len) {
+            0
+        } else {
+            self.framing.behind() + self.framing.before() + room(len, role)
+        };
+        self.buffer.len() + room + len + self.framing.behind() <= CHUNK
     }
 
     /// Whether a frame of `len` goes into the open message.
@@ -213,22 +272,33 @@ impl Chunk {
 
     /// Makes `len` spare bytes at the end of an open message.
     fn prepare(&mut self, len: usize, role: Role, masks: &mut ChaCha8Rng) {
+        let behind = self.framing.behind();
         if !self.continues(len) {
             self.close(role, masks);
             let room = room(len, role);
-            self.buffer.ensure_capacity(self.buffer.len() + room + len);
-            self.buffer.grow(room);
+            let before = self.framing.before() + room;
+            self.reserve(before + len + behind);
+            self.buffer.grow(before);
             self.open = Some(Open { start: self.buffer.len(), room });
         }
-        self.buffer.ensure_capacity(self.buffer.len() + len);
+        self.reserve(len + behind);
+    }
+
+    /// Makes room for `more` bytes, growing fourfold: by a class of the pool.
+    fn reserve(&mut self, more: usize) {
+        let needed = self.buffer.len() + more;
+        if self.buffer.spare() < more {
+            self.buffer.ensure_capacity(needed.max(CHUNK.min(needed.saturating_mul(4))));
+        }
     }
 
     /// Completes the open message: header into the room before it, masked for a client.
     fn close(&mut self, role: Role, masks: &mut ChaCha8Rng) {
         let Some(Open { start, room }) = self.open.take() else { return };
         let payload = self.buffer.len() - start;
+        let before = self.framing.before();
         if payload == 0 {
-            self.buffer.truncate(start - room);
+            self.buffer.truncate(start - room - before);
             return;
         }
         let key = masking_key(role, masks);
@@ -245,6 +315,10 @@ impl Chunk {
             websocket::mask(&mut bytes[start..start + payload], key);
         }
         self.buffer.truncate(start + payload);
+        if self.framing == Framing::Tls {
+            record::write_header(header + payload, &mut self.buffer.filled_mut()[..start - header]);
+            self.buffer.grow(self.framing.behind());
+        }
     }
 }
 
@@ -267,7 +341,7 @@ mod tests {
     use crate::proto::wire::websocket::{Item, Reader};
 
     fn outbox(role: Role) -> Outbox {
-        Outbox::new(role, 1 << 20, &Pool::new(), [3; 32])
+        Outbox::new(role, Framing::Plain, 1 << 20, &Pool::new(), [3; 32])
     }
 
     /// The messages that an other end reads out of everything that waits.
@@ -275,7 +349,8 @@ mod tests {
         let reader = if outbox.role == Role::Client { Role::Server } else { Role::Client };
         let mut reader = Reader::new(reader, 1 << 20);
         let mut messages = Vec::new();
-        while let Some(mut buffer) = outbox.next() {
+        while let Some((mut buffer, framing)) = outbox.next() {
+            unwrap_records(&mut buffer, framing);
             reader
                 .receive(buffer.filled_mut(), &mut |item| match item {
                     Item::Message(message) => messages.push(message.to_vec()),
@@ -285,6 +360,24 @@ mod tests {
         }
         assert_eq!(reader.buffered(), 0);
         messages
+    }
+
+    /// Takes the records off that a chunk is laid out in, as opening them would.
+    fn unwrap_records(buffer: &mut Buffer, framing: Framing) {
+        if framing == Framing::Plain {
+            return;
+        }
+        let mut plain = Vec::new();
+        let mut rest = buffer.filled();
+        while let [0x17, 3, 3, high, low, after @ ..] = rest {
+            let length = usize::from(u16::from_be_bytes([*high, *low]));
+            assert!(length - record::TRAILER <= record::MAX_PLAIN);
+            plain.extend_from_slice(&after[..length - record::TRAILER]);
+            rest = &after[length..];
+        }
+        assert!(rest.is_empty(), "whole records");
+        buffer.clear();
+        assert!(buffer.append(&plain));
     }
 
     #[test]
@@ -328,7 +421,7 @@ mod tests {
 
     #[test]
     fn the_limit_holds_and_the_oldest_can_make_room() {
-        let mut outbox = Outbox::new(Role::Server, 200_000, &Pool::new(), [0; 32]);
+        let mut outbox = Outbox::new(Role::Server, Framing::Tls, 200_000, &Pool::new(), [0; 32]);
         let frame = [1; 1400];
         let at = |ms| Instant::ZERO + Duration::from_millis(ms);
         let mut pushed = 0;
@@ -348,11 +441,13 @@ mod tests {
         #[test]
         fn every_frame_arrives_once_in_order_and_no_message_is_longer_than_it_must_be(
             client in any::<bool>(),
+            tls in any::<bool>(),
             lengths in proptest::collection::vec(prop_oneof![8 => 1usize..2000, 1 => 1usize..=MAX_FRAME, 1 => 16_000usize..16_500], 0..120),
             takes in proptest::collection::vec(any::<bool>(), 0..120),
         ) {
             let role = if client { Role::Client } else { Role::Server };
-            let mut outbox = Outbox::new(role, 64 << 20, &Pool::new(), [3; 32]);
+            let framing = if tls { Framing::Tls } else { Framing::Plain };
+            let mut outbox = Outbox::new(role, framing, 64 << 20, &Pool::new(), [3; 32]);
             let (mut messages, mut whole, mut longest) = (Vec::new(), Vec::new(), 0);
             for (number, &length) in lengths.iter().enumerate() {
                 let frame = vec![number as u8; length];

@@ -475,7 +475,7 @@ fn more_streams_than_receive_buffers_all_get_their_turn<D: Driver>(mut driver: D
         missing.retain(|_, rest| *rest > 0);
         // Buffers come back late and several at once.
         held.push(buffer);
-        if held.len() == 5 || missing.is_empty() {
+        if held.len() == 2 || missing.is_empty() {
             held.drain(..).for_each(|buffer| driver.recycle(buffer));
         }
         missing.is_empty()

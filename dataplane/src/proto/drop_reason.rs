@@ -72,6 +72,14 @@ drop_reasons! {
     DestinationAddress => "destination_address",
     /// Too many handshake messages from one peer.
     HandshakeRate => "handshake_rate",
+    /// More than the node may send, or be sent.
+    RateNode => "rate_node",
+    /// More than its address may send, or be sent.
+    RateAddress => "rate_address",
+    /// It waited for a connection that ended.
+    WriteError => "write_error",
+    /// It waited for a connection that the same node has replaced.
+    Replaced => "replaced",
 }
 
 /// One counter per reason.

@@ -25,6 +25,11 @@ impl Instant {
     pub const fn saturating_since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
+
+    /// The moment that long ago; `None` before the start.
+    pub fn before(self, age: Duration) -> Option<Self> {
+        self.0.checked_sub(u64::try_from(age.as_nanos()).ok()?).map(Self)
+    }
 }
 
 impl Add<Duration> for Instant {

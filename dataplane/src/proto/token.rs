@@ -169,7 +169,7 @@ pub struct AuthSubject {
 }
 
 /// A node at a relay.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RelaySubject {
     /// The membership.
     pub node_id: NodeId,
@@ -178,6 +178,12 @@ pub struct RelaySubject {
     /// Empty: all.
     #[serde(default)]
     pub allowed_relays: Vec<RelayId>,
+    /// Bytes a second that it may send; 0: any number. `None`: as the relay is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_up: Option<u64>,
+    /// The same for what it is sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_down: Option<u64>,
 }
 
 /// A relay at another relay.

@@ -113,7 +113,7 @@ impl Controller {
     }
 
     fn relay_token(&mut self, node_id: NodeId, network_id: NetworkId, now: Now) -> (Secret, u64) {
-        let subject = RelaySubject { node_id, network_id, allowed_relays: Vec::new() };
+        let subject = RelaySubject { node_id, network_id, ..RelaySubject::default() };
         (self.token(subject, 5400, now).into(), now.unix.as_secs() + 5400)
     }
 

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::Context;
+use ipnet::IpNet;
 use meshdp::proto::wire::control::server::TokenAlgorithm;
 use serde::Deserialize;
 
@@ -46,7 +47,7 @@ pub(super) struct Jwt {
 pub(super) struct Relay {
     pub(super) enabled: Option<bool>,
     pub(super) id: Option<u16>,
-    pub(super) listen: Option<String>,
+    pub(super) listen: Option<Listen>,
     pub(super) ws_data: Option<String>,
     pub(super) ws_mesh: Option<String>,
     pub(super) tls: Option<TlsFiles>,
@@ -54,7 +55,50 @@ pub(super) struct Relay {
     pub(super) mesh_url: Option<String>,
     pub(super) workers: Option<usize>,
     pub(super) behind_proxy: Option<bool>,
+    pub(super) proxy_protocol: Option<bool>,
+    #[serde(deserialize_with = "meshdp::config::networks")]
+    pub(super) trusted_proxies: Vec<IpNet>,
+    pub(super) client_address: Option<String>,
     pub(super) driver: Option<String>,
+}
+
+/// `"0.0.0.0:443"`, with what stands beside it, or a list of listeners.
+#[derive(Clone, Debug)]
+pub(super) enum Listen {
+    One(String),
+    Many(Vec<ListenTable>),
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct ListenTable {
+    pub(super) address: String,
+    pub(super) tls: Option<bool>,
+    pub(super) behind_proxy: bool,
+    pub(super) proxy_protocol: bool,
+}
+
+impl<'de> Deserialize<'de> for Listen {
+    /// By hand, so that an error names the key and the place: serde's untagged enums forget both.
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Listen;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a string such as \"0.0.0.0:443\" or a list of tables with address")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Listen, E> {
+                Ok(Listen::One(text.to_owned()))
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, list: A) -> Result<Listen, A::Error> {
+                Vec::deserialize(serde::de::value::SeqAccessDeserializer::new(list)).map(Listen::Many)
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -107,9 +151,26 @@ pub(super) struct LimitsSection {
     pub(super) max_unauthenticated: Option<usize>,
     pub(super) max_unauthenticated_per_address: Option<usize>,
     pub(super) max_memberships: Option<usize>,
+    pub(super) max_connections_per_address: Option<usize>,
+    pub(super) connections_per_s_per_address: Option<u32>,
+    pub(super) connection_burst_per_address: Option<u32>,
+    pub(super) node_up: Option<RateSection>,
+    pub(super) node_down: Option<RateSection>,
+    pub(super) address_up: Option<RateSection>,
+    pub(super) address_down: Option<RateSection>,
+    pub(super) rate_burst_ms: Option<u64>,
     pub(super) queue_bytes: Option<usize>,
+    pub(super) queue_total_bytes: Option<usize>,
     pub(super) queue_age_ms: Option<u64>,
     pub(super) drain_s: Option<f64>,
+}
+
+/// A limit of rate; what is absent or 0 limits nothing.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RateSection {
+    pub(super) bytes_per_s: u64,
+    pub(super) frames_per_s: u64,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -196,7 +257,7 @@ pub(super) fn apply_environment(
             Ok(())
         }),
         ("EDGELINK_RELAY_LISTEN", |f, _, v| {
-            f.relay.listen = Some(v);
+            f.relay.listen = Some(Listen::One(v));
             Ok(())
         }),
         ("EDGELINK_RELAY_DATA_URL", |f, _, v| {
@@ -213,6 +274,15 @@ pub(super) fn apply_environment(
         }),
         ("EDGELINK_RELAY_BEHIND_PROXY", |f, n, v| {
             f.relay.behind_proxy = Some(parsed(n, &v)?);
+            Ok(())
+        }),
+        ("EDGELINK_RELAY_TRUSTED_PROXIES", |f, n, v| {
+            let networks = v.split(',').map(|network| parsed(n, network.trim()));
+            f.relay.trusted_proxies = networks.collect::<anyhow::Result<_>>()?;
+            Ok(())
+        }),
+        ("EDGELINK_RELAY_CLIENT_ADDRESS", |f, _, v| {
+            f.relay.client_address = Some(v);
             Ok(())
         }),
         ("EDGELINK_STUN_ENABLED", |f, n, v| {
@@ -263,7 +333,7 @@ pub(super) fn apply_flags(file: &mut File, args: &Args) {
             *to = Some(value.clone());
         }
     }
-    over(args.listen.as_ref(), &mut file.relay.listen);
+    over(args.listen.clone().map(Listen::One).as_ref(), &mut file.relay.listen);
     over(args.controller.as_ref(), &mut file.controller.url);
     over(args.token.as_ref(), &mut file.controller.token);
     over(args.admin.as_ref(), &mut file.admin.listen);

@@ -2,23 +2,26 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use meshdp::engine::Prefer;
-use meshdp::engine::relay::RelayConfig;
 use meshdp::engine::relay::dial::WsUrl;
+use meshdp::engine::relay::{Listener, RelayConfig};
 use meshdp::engine::tls::{self, Roots, format_pin, parse_pin};
 use meshdp::proto::id::RelayId;
 use meshdp::proto::relay::Limits;
 use meshdp::proto::relay::queue::QueuePolicy;
+use meshdp::proto::relay::rate::Rate;
 use meshdp::proto::token::TokenVerifier;
 use meshdp::proto::wire::control::Secret;
 use meshdp::proto::wire::control::server::{MeshPeer, TokenAlgorithm, TokenKey, TokenKeys};
+use meshdp::proto::wire::forwarded::Trust;
 
-use super::file::{Controller, File, Jwt, LimitsSection, Peer};
+use super::file::{Controller, File, Jwt, LimitsSection, Listen, ListenTable, Peer, RateSection, Relay};
 use super::{ControllerSettings, Settings};
 use crate::args::Args;
 
@@ -39,14 +42,13 @@ pub(super) fn resolve(file: File, args: &Args) -> anyhow::Result<Settings> {
     register.capabilities.clear();
     if enabled {
         register.capabilities.push("relay".into());
-        let default = if args.dev { DEFAULT_DEV_LISTEN } else { DEFAULT_LISTEN };
-        let listen = address("relay.listen", file.relay.listen.as_deref().unwrap_or(default))?;
-        relay.listen = Some(listen);
-        let behind_proxy = file.relay.behind_proxy.unwrap_or(false);
-        let names = self_signed_names(listen, file.relay.data_url.as_deref());
-        relay.tls = match &file.relay.tls {
+        let trust = trust(&file.relay)?;
+        let tables = listen_tables(&file.relay, if args.dev { DEFAULT_DEV_LISTEN } else { DEFAULT_LISTEN })?;
+        let names = self_signed_names(&tables, file.relay.data_url.as_deref());
+        let wanted = tables.iter().any(|(_, table)| table.tls != Some(false));
+        let tls = match &file.relay.tls {
             Some(files) => Some(tls::server_config(&files.cert, &files.key)?),
-            None if args.dev => {
+            None if args.dev && wanted => {
                 let (config, pin) = tls::self_signed(&names, &state_dir)?;
                 register.tls_pin = Some(format_pin(&pin));
                 notes.push(format!(
@@ -56,24 +58,12 @@ pub(super) fn resolve(file: File, args: &Args) -> anyhow::Result<Settings> {
                 ));
                 Some(config)
             }
-            None if behind_proxy => {
-                notes
-                    .push(format!("{listen} has no TLS: the proxy before it must have (relay.behind_proxy)"));
-                None
-            }
-            None if listen.ip().is_loopback() => {
-                notes.push(format!("{listen} has no TLS: reachable from this machine only"));
-                None
-            }
-            None => bail!(
-                "relay.listen {listen} is reachable from outside and has no certificate: set relay.tls.cert and relay.tls.key, set \
-                 relay.behind_proxy = true when a proxy before it does TLS, or start with --dev for a self-signed one"
-            ),
+            None => None,
         };
-        if behind_proxy {
-            // All connections come from the proxy's address.
-            relay.limits.max_unauthenticated_per_address = usize::MAX;
+        for (address, table) in tables {
+            relay.listeners.push(listener(address, &table, tls.as_ref(), &trust, &mut notes)?);
         }
+        relay.trust = trust;
     }
     relay.data_path = path("relay.ws_data", file.relay.ws_data, "/ws/data")?;
     relay.mesh_path = path("relay.ws_mesh", file.relay.ws_mesh, "/ws/mesh")?;
@@ -142,6 +132,85 @@ pub(super) fn resolve(file: File, args: &Args) -> anyhow::Result<Settings> {
     })
 }
 
+/// The addresses to listen on, in either way of saying so.
+fn listen_tables(section: &Relay, default: &str) -> anyhow::Result<Vec<(SocketAddr, ListenTable)>> {
+    let (behind_proxy, proxy_protocol) =
+        (section.behind_proxy.unwrap_or(false), section.proxy_protocol.unwrap_or(false));
+    let one = |text: &str| -> anyhow::Result<_> {
+        let table = ListenTable { address: text.to_owned(), tls: None, behind_proxy, proxy_protocol };
+        Ok(vec![(address("relay.listen", text)?, table)])
+    };
+    match &section.listen {
+        None => one(default),
+        Some(Listen::One(text)) => one(text),
+        Some(Listen::Many(tables)) if tables.is_empty() => bail!("relay.listen is an empty list"),
+        Some(Listen::Many(_)) if behind_proxy || proxy_protocol => {
+            bail!("relay.listen is a list: say behind_proxy and proxy_protocol in its tables")
+        }
+        Some(Listen::Many(tables)) => {
+            let named = |table: &ListenTable| {
+                address("relay.listen.address", &table.address).map(|address| (address, table.clone()))
+            };
+            tables.iter().map(named).collect()
+        }
+    }
+}
+
+fn listener(
+    address: SocketAddr,
+    table: &ListenTable,
+    tls: Option<&Arc<rustls::ServerConfig>>,
+    trust: &Trust,
+    notes: &mut Vec<String>,
+) -> anyhow::Result<Listener> {
+    let &ListenTable { behind_proxy, proxy_protocol, .. } = table;
+    let tls = tls.filter(|_| table.tls != Some(false)).cloned();
+    if table.tls == Some(true) && tls.is_none() {
+        bail!("relay.listen {address} says tls = true: set relay.tls.cert and relay.tls.key");
+    }
+    if tls.is_none() {
+        if behind_proxy {
+            notes.push(format!("{address} has no TLS: the proxy before it must have (relay.behind_proxy)"));
+        } else if address.ip().is_loopback() {
+            notes.push(format!("{address} has no TLS: reachable from this machine only"));
+        } else {
+            bail!(
+                "relay.listen {address} is reachable from outside and has no certificate: set relay.tls.cert and relay.tls.key, set \
+                 relay.behind_proxy = true when a proxy before it does TLS, or start with --dev for a self-signed one"
+            );
+        }
+    }
+    if proxy_protocol && trust.networks.is_empty() {
+        bail!(
+            "relay.listen {address} expects PROXY headers, and nobody may send them: set relay.trusted_proxies to the proxy's network, \
+             like [\"127.0.0.0/8\"]"
+        );
+    }
+    if behind_proxy && !proxy_protocol && (trust.networks.is_empty() || trust.header.is_none()) {
+        notes.push(format!(
+            "{address} is behind a proxy that says nothing about its clients: no limit per address holds there; set \
+             relay.trusted_proxies and relay.client_address, or proxy_protocol = true"
+        ));
+    }
+    Ok(Listener { address, tls, behind_proxy, proxy_protocol })
+}
+
+/// Who is believed about whom.
+fn trust(section: &Relay) -> anyhow::Result<Trust> {
+    let header =
+        section.client_address.as_deref().map(str::parse).transpose().context("relay.client_address")?;
+    let networks = section.trusted_proxies.clone();
+    if header.is_some() && networks.is_empty() {
+        bail!(
+            "relay.client_address is set and nobody is believed: set relay.trusted_proxies to the proxies' networks"
+        );
+    }
+    if let Some(all) = networks.iter().find(|network| network.prefix_len() == 0) {
+        bail!("relay.trusted_proxies: {all} is everybody, so anybody could claim any address");
+    }
+    Ok(Trust { networks, header })
+}
+
 fn limits(section: &LimitsSection, limits: &mut Limits, queue: &mut QueuePolicy) -> anyhow::Result<()> {
     let default = limits.handshake_timeout.as_secs_f64();
     limits.handshake_timeout = seconds("limits.handshake_timeout_s", section.handshake_timeout_s, default)?;
@@ -155,8 +224,15 @@ fn limits(section: &LimitsSection, limits: &mut Limits, queue: &mut QueuePolicy)
             1,
         ),
         ("max_memberships", section.max_memberships, &mut limits.max_memberships, 1),
+        (
+            "max_connections_per_address",
+            section.max_connections_per_address,
+            &mut limits.max_connections_per_address,
+            1,
+        ),
         // One frame must fit.
         ("queue_bytes", section.queue_bytes, &mut queue.max_bytes, 128 << 10),
+        ("queue_total_bytes", section.queue_total_bytes, &mut queue.max_total, 1 << 20),
     ] {
         if let Some(value) = value {
             if value < least {
@@ -167,6 +243,31 @@ fn limits(section: &LimitsSection, limits: &mut Limits, queue: &mut QueuePolicy)
     }
     if let Some(age) = section.queue_age_ms {
         queue.max_age = Duration::from_millis(age);
+    }
+    rates(section, limits)
+}
+
+fn rates(section: &LimitsSection, limits: &mut Limits) -> anyhow::Result<()> {
+    let arrivals = &mut limits.arrivals;
+    arrivals.per_s = section.connections_per_s_per_address.unwrap_or(arrivals.per_s);
+    // A machine that was asleep comes back with all it has.
+    arrivals.burst = section.connection_burst_per_address.unwrap_or(arrivals.per_s.saturating_mul(2).max(16));
+    let rates = &mut limits.rates;
+    for (given, to) in [
+        (section.node_up, &mut rates.node_up),
+        (section.node_down, &mut rates.node_down),
+        (section.address_up, &mut rates.address_up),
+        (section.address_down, &mut rates.address_down),
+    ] {
+        if let Some(RateSection { bytes_per_s, frames_per_s }) = given {
+            *to = Rate { bytes_per_s, frames_per_s };
+        }
+    }
+    if let Some(burst) = section.rate_burst_ms {
+        if !(1..=60_000).contains(&burst) {
+            bail!("limits.rate_burst_ms = {burst}: 1 to 60000");
+        }
+        rates.burst = Duration::from_millis(burst);
     }
     Ok(())
 }
@@ -246,11 +347,10 @@ fn controller(section: &Controller) -> anyhow::Result<Option<ControllerSettings>
 }
 
 /// Names for a self-signed certificate: what nodes may dial.
-fn self_signed_names(listen: SocketAddr, data_url: Option<&str>) -> Vec<String> {
+fn self_signed_names(listen: &[(SocketAddr, ListenTable)], data_url: Option<&str>) -> Vec<String> {
     let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
-    if !listen.ip().is_unspecified() {
-        names.push(listen.ip().to_string());
-    }
+    let addresses = listen.iter().map(|(address, _)| address.ip());
+    names.extend(addresses.filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string()));
     names.extend(data_url.and_then(|url| WsUrl::parse(url).ok()).map(|url| url.host));
     names.sort();
     names.dedup();

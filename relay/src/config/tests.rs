@@ -53,6 +53,44 @@ fn a_listener_without_tls_is_for_loopback_or_behind_a_proxy() {
 }
 
 #[test]
+fn several_listeners_stand_side_by_side_and_say_each_what_it_is_for() {
+    let text = standalone("trusted_proxies = [\"127.0.0.0/8\", \"10.0.0.1/32\"]\nclient_address = \"Forwarded\"")
+        .replace(
+            "listen = \"127.0.0.1:0\"",
+            "listen = [{ address = \"127.0.0.1:1\" }, { address = \"[::]:2\", behind_proxy = true, proxy_protocol = true }]",
+        );
+    let relay = settings(&text, &[]).unwrap().relay;
+    let listeners: Vec<_> = relay
+        .listeners
+        .iter()
+        .map(|one| (one.address.to_string(), one.tls.is_some(), one.behind_proxy, one.proxy_protocol))
+        .collect();
+    assert_eq!(
+        listeners,
+        [("127.0.0.1:1".to_owned(), false, false, false), ("[::]:2".to_owned(), false, true, true)]
+    );
+    assert_eq!(relay.trust.networks.len(), 2);
+    assert!(relay.trust.header.is_some());
+    let over = settings(
+        &standalone("behind_proxy = true"),
+        &[
+            ("EDGELINK_RELAY_TRUSTED_PROXIES", "192.0.2.0/24, ::1/128"),
+            ("EDGELINK_RELAY_CLIENT_ADDRESS", "X-Forwarded-For"),
+        ],
+    );
+    assert_eq!(over.unwrap().relay.trust.networks.len(), 2);
+}
+
+#[test]
+fn a_proxy_that_says_nothing_of_its_clients_gets_a_note() {
+    let notes = |more: &str| settings(&standalone(more), &[]).unwrap().notes.join(" ");
+    assert!(notes("behind_proxy = true").contains("no limit per address"));
+    let told =
+        "behind_proxy = true\ntrusted_proxies = [\"127.0.0.0/8\"]\nclient_address = \"X-Forwarded-For\"";
+    assert!(!notes(told).contains("no limit per address"));
+}
+
+#[test]
 fn the_file_of_the_source_is_understood() {
     let text = r#"{"controller": {"url": "wss://controller.example.com/ws/server", "token": "t"},
         "jwt": {"secret": "a-secret-of-at-least-thirty-two-bytes"},
@@ -75,6 +113,25 @@ fn mistakes_are_named_with_what_to_do() {
             "relay.toml:2:10: relay.listen: invalid type: integer `443`, expected a string",
         ),
         (
+            "[relay]\nlisten = [{ address = \"127.0.0.1:0\", proxy_protocl = true }]",
+            "unknown key \"relay.listen[0].proxy_protocl\", did you mean \"relay.listen[0].proxy_protocol\"?",
+        ),
+        (
+            "[relay]\nlisten = [{ address = \"443\" }]",
+            "relay.listen.address = \"443\": expected address and port",
+        ),
+        ("[relay]\nlisten = []", "empty list"),
+        ("[relay]\nlisten = [{ address = \"127.0.0.1:0\", tls = true }]", "set relay.tls.cert"),
+        ("[relay]\nlisten = [{ address = \"127.0.0.1:0\" }]\nbehind_proxy = true", "in its tables"),
+        ("[relay]\nlisten = \"127.0.0.1:0\"\nproxy_protocol = true", "set relay.trusted_proxies"),
+        ("[relay]\nlisten = \"127.0.0.1:0\"\nclient_address = \"Forwarded\"", "nobody is believed"),
+        ("[relay]\nlisten = \"127.0.0.1:0\"\ntrusted_proxies = [\"0.0.0.0/0\"]", "anybody could claim"),
+        ("[relay]\nlisten = \"127.0.0.1:0\"\ntrusted_proxies = [\"10.0.0/8\"]", "expected a network"),
+        (
+            "[relay]\nlisten = \"127.0.0.1:0\"\ntrusted_proxies = [\"10.0.0.0/8\"]\nclient_address = \"X Y\"",
+            "no header name",
+        ),
+        (
             "[stun]\nexternal_ip = \"x\"",
             "relay.toml:5:15: stun.external_ip: invalid value: string \"x\", expected an address such as",
         ),
@@ -87,6 +144,7 @@ fn mistakes_are_named_with_what_to_do() {
         ("[controller]\nurl = \"wss://c\"\n", "controller.token is not"),
         ("[limits]\nhandshake_timeout_s = 0", "more than 0"),
         ("[limits]\nqueue_bytes = 1", "at least 131072"),
+        ("[limits]\nrate_burst_ms = 0", "1 to 60000"),
         ("[mesh]\npeers = [{ id = 0, url = \"wss://a/\" }]", "id 0"),
         ("[relay]\nenabled = false\n[stun]\nenabled = false", "nothing to do"),
     ] {
@@ -100,6 +158,20 @@ fn mistakes_are_named_with_what_to_do() {
         let message = error(&text);
         assert!(message.contains(words), "{message}\n  should say: {words}");
     }
+}
+
+#[test]
+fn limits_of_rate_are_off_unless_set_one_by_one() {
+    let off = settings(&standalone(""), &[]).unwrap().relay.limits;
+    assert!(!off.rates.any() && off.arrivals.per_s == 0);
+    let text = "[limits]\nnode_up = { bytes_per_s = 1250000 }\naddress_down = { frames_per_s = 5000 }\n\
+                connections_per_s_per_address = 20\nrate_burst_ms = 500";
+    let on = settings(&standalone(text), &[]).unwrap().relay.limits;
+    assert_eq!((on.rates.node_up.bytes_per_s, on.rates.address_down.frames_per_s), (1_250_000, 5000));
+    assert!(on.rates.node_down.is_unlimited() && on.rates.address_up.is_unlimited());
+    assert_eq!((on.arrivals.per_s, on.arrivals.burst), (20, 40));
+    let message = error(&standalone("[limits]\nnode_up = { bits = 1 }"));
+    assert!(message.contains("limits.node_up"), "{message}");
 }
 
 #[test]

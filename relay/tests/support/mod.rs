@@ -21,6 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 
 /// Nothing here takes that long on a machine that does nothing else; on a busy one it may.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -38,7 +39,7 @@ pub fn relay_token(node: u32, network: u32) -> Token<RelaySubject> {
         subject: RelaySubject {
             node_id: NodeId(node),
             network_id: NetworkId(network),
-            allowed_relays: vec![],
+            ..RelaySubject::default()
         },
         jti: format!("t{node}"),
         iat: now(),
@@ -73,6 +74,8 @@ pub fn standalone(id: u16, more: &str) -> String {
 pub struct Relay {
     child: Child,
     pub data: SocketAddr,
+    /// All of them, `data` first.
+    pub addresses: Vec<SocketAddr>,
     pub admin: SocketAddr,
     pub stun: Option<SocketAddr>,
     pub directory: PathBuf,
@@ -115,14 +118,56 @@ impl Relay {
             }
         });
         let unset = "0.0.0.0:0".parse().unwrap();
-        let mut relay =
-            Self { child, data: unset, admin: unset, stun: None, directory: directory.to_owned(), log };
-        relay.data = relay.listens("relay listens");
-        if config.contains("[stun]\nlisten") {
-            relay.stun = Some(relay.listens("STUN listens"));
+        let mut relay = Self {
+            child,
+            data: unset,
+            addresses: vec![],
+            admin: unset,
+            stun: None,
+            directory: directory.to_owned(),
+            log,
+        };
+        // In this order.
+        loop {
+            let (message, address) = relay.listens();
+            match message.as_str() {
+                "relay listens" => relay.addresses.push(address),
+                "STUN listens" => relay.stun = Some(address),
+                _ => {
+                    relay.admin = address;
+                    relay.data = relay.addresses.first().copied().unwrap_or(unset);
+                    return relay;
+                }
+            }
         }
-        relay.admin = relay.listens("admin HTTP listens");
-        relay
+    }
+
+    /// Starts with its log going elsewhere: `config` says where it listens, and is told here again.
+    pub fn start_logging_to(
+        directory: &Path,
+        config: &str,
+        log: Stdio,
+        data: SocketAddr,
+        admin: SocketAddr,
+    ) -> Self {
+        let file = directory.join("relay.toml");
+        std::fs::write(&file, config).unwrap();
+        let child = command()
+            .arg("--config")
+            .arg(&file)
+            .arg("--state-dir")
+            .arg(directory.join("state"))
+            .stderr(log)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let until = Instant::now() + PATIENCE;
+        while [admin, data].iter().any(|address| std::net::TcpStream::connect(address).is_err()) {
+            assert!(Instant::now() < until, "the relay does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let (addresses, log) = (vec![data], mpsc::channel().1);
+        Self { child, addresses, data, admin, stun: None, directory: directory.to_owned(), log }
     }
 
     /// Waits for a log line with this message; the line.
@@ -138,9 +183,11 @@ impl Relay {
         panic!("no log line with {message:?}; there were: {seen:#?}");
     }
 
-    fn listens(&self, message: &str) -> SocketAddr {
-        let line: serde_json::Value = serde_json::from_str(&self.logged(message)).unwrap();
-        line["fields"]["address"].as_str().unwrap().parse().unwrap()
+    /// The next that says so: its message and address.
+    fn listens(&self) -> (String, SocketAddr) {
+        let line: serde_json::Value = serde_json::from_str(&self.logged(" listens\"")).unwrap();
+        let field = |name: &str| line["fields"][name].as_str().unwrap().to_owned();
+        (field("message"), field("address").parse().unwrap())
     }
 
     /// A GET of the admin HTTP: status line and body.
@@ -159,6 +206,18 @@ impl Relay {
         let (_, text) = self.admin("/metrics");
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("no {name} in:\n{text}")).parse().unwrap()
+    }
+
+    /// The sum of a metric over all its labels.
+    pub fn metric_sum(&self, name: &str) -> u64 {
+        let (_, text) = self.admin("/metrics");
+        let values =
+            text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('{')?.rsplit_once(' '));
+        values.map(|(_, value)| value.parse::<u64>().unwrap()).sum()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     pub fn signal(&self, name: &str) {
@@ -230,9 +289,17 @@ impl Client {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     pub async fn over(stream: S, path: &str) -> Self {
-        let url = format!("ws://localhost{path}");
-        let (socket, _) =
-            timeout(PATIENCE, tokio_tungstenite::client_async(url, stream)).await.unwrap().unwrap();
+        Self::with_headers(stream, path, &[]).await
+    }
+
+    /// With more in the request's head, as a proxy would write it.
+    pub async fn with_headers(stream: S, path: &str, headers: &[(&'static str, &str)]) -> Self {
+        let mut request = format!("ws://localhost{path}").into_client_request().unwrap();
+        for (name, value) in headers {
+            request.headers_mut().append(*name, value.parse().unwrap());
+        }
+        let handshake = tokio_tungstenite::client_async(request, stream);
+        let (socket, _) = timeout(PATIENCE, handshake).await.unwrap().unwrap();
         Self { socket, received: VecDeque::new() }
     }
 
@@ -307,7 +374,20 @@ pub struct ServerLink {
 
 impl Controller {
     pub async fn start() -> Self {
-        Self { listener: TcpListener::bind("127.0.0.1:0").await.unwrap() }
+        Self::at("127.0.0.1:0".parse().unwrap()).await
+    }
+
+    pub async fn at(address: SocketAddr) -> Self {
+        Self { listener: TcpListener::bind(address).await.unwrap() }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.listener.local_addr().unwrap()
+    }
+
+    /// The next connection.
+    pub async fn accept_tcp(&self) -> TcpStream {
+        self.listener.accept().await.unwrap().0
     }
 
     /// A configuration for a relay that gets its orders here.

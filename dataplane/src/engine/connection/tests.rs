@@ -22,7 +22,7 @@ struct End {
 
 impl End {
     fn new(connection: Connection, role: Role, pool: &Pool) -> Self {
-        let outbox = Outbox::new(role, 1 << 20, pool, [7; 32]);
+        let outbox = Outbox::new(role, connection.framing(), 1 << 20, pool, [7; 32]);
         Self { connection, outbox, got: Vec::new(), upgraded: None, closed: None, error: None }
     }
 
@@ -113,7 +113,7 @@ fn messages_cross_whole_however_the_bytes_are_cut() {
                 assert!(end.error.is_none() && end.closed.is_none());
                 assert!(end.got.len() < 10, "frames share messages");
                 // Every message is one TLS record, but for the frame that is longer than one.
-                assert!(end.got.iter().all(|m| m.len() < outbox::RECORD || m.len() == 65_540));
+                assert!(end.got.iter().all(|m| m.len() < crate::engine::outbox::RECORD || m.len() == 65_540));
             }
         }
     }

@@ -98,7 +98,8 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
         let connection =
             Connection::client(&options, &self.pool, upgrade_seed).map_err(|error| error.to_string())?;
         let token = self.driver.stream(socket).map_err(|error| error.to_string())?;
-        let outbox = Outbox::new(Role::Client, self.limits.queue, &self.pool, mask_seed);
+        let outbox =
+            Outbox::new(Role::Client, connection.framing(), self.limits.queue, &self.pool, mask_seed);
         let phase = Phase::Opening { deadline: now.instant + self.limits.upgrade };
         self.links.insert(Link { relay: relay.id, name: relay.name, token, connection, outbox, phase });
         Ok(())

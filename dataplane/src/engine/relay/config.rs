@@ -11,23 +11,46 @@ use crate::engine::Prefer;
 use crate::engine::socket::{SocketError, local_address, tcp_listener};
 use crate::engine::tls::Roots;
 use crate::proto::id::RelayId;
-use crate::proto::relay::Limits;
 use crate::proto::relay::hub::Settings;
 use crate::proto::relay::queue::QueuePolicy;
+use crate::proto::relay::{Arrivals, Limits};
 use crate::proto::token::TokenKeyError;
 use crate::proto::wire::control::Secret;
 use crate::proto::wire::control::server::ServerRegister;
+use crate::proto::wire::forwarded::Trust;
 
 /// More threads than that gain nothing: each pair has a lane.
 const MAX_WORKERS: usize = 64;
 
+/// One address where nodes and relays connect.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// `None`: plain, for loopback or behind a proxy.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// All connections come through proxies: the peer's address is never a client's, and no limit per address looks at it.
+    pub behind_proxy: bool,
+    /// Connections begin with a PROXY header, before TLS. Only addresses of [`RelayConfig::trust`] may connect then.
+    pub proxy_protocol: bool,
+}
+
+impl Listener {
+    /// For clients that come by themselves.
+    pub const fn new(address: SocketAddr, tls: Option<Arc<rustls::ServerConfig>>) -> Self {
+        Self { address, tls, behind_proxy: false, proxy_protocol: false }
+    }
+}
+
 /// See the fields; [`RelayConfig::default`] listens nowhere.
 #[derive(Clone, Debug)]
 pub struct RelayConfig {
-    /// Where nodes and relays connect; `None`: no relay (STUN only).
-    pub listen: Option<SocketAddr>,
-    /// `None`: plain, for loopback or behind a proxy.
-    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Where nodes and relays connect; none: no relay (STUN only).
+    pub listeners: Vec<Listener>,
+    /// Which proxies are believed about whom they pass on.
+    pub trust: Trust,
+    /// Share ports with a relay that runs already, so that it can be stopped without a gap.
+    pub take_over: bool,
     /// Where nodes ask for their upgrade.
     pub data_path: String,
     /// Where relays do.
@@ -64,8 +87,9 @@ impl Default for RelayConfig {
             nodes: Vec::new(),
         };
         Self {
-            listen: None,
-            tls: None,
+            listeners: Vec::new(),
+            trust: Trust::default(),
+            take_over: false,
             data_path: "/ws/data".into(),
             mesh_path: "/ws/mesh".into(),
             workers: 0,
@@ -127,16 +151,31 @@ impl RelayConfig {
     }
 }
 
-/// One per worker, on one address; the system chooses a port for all when 0 is asked for.
-pub(super) fn listeners(listen: SocketAddr, count: usize) -> Result<Vec<OwnedFd>, SocketError> {
-    // A port that another program shares would be shared with it: try alone first.
-    let probe = tcp_listener(listen, false)?;
-    let address = local_address(&probe).map_err(|source| SocketError::Io { address: listen, source })?;
-    if count == 1 {
-        return Ok(vec![probe]);
-    }
-    drop(probe);
+/// One socket per worker, on one address; the system chooses a port for all when 0 is asked for.
+pub(super) fn listeners(
+    listen: SocketAddr,
+    count: usize,
+    take_over: bool,
+) -> Result<Vec<OwnedFd>, SocketError> {
+    let address = free_address(listen, take_over, tcp_listener)?;
     (0..count).map(|_| tcp_listener(address, true)).collect()
+}
+
+/// Makes sure that nobody else listens there: with SO_REUSEPORT, which lets workers share a port (and a relay take one over), the system would let
+/// two programs share it by mistake.
+pub(in crate::engine) fn free_address(
+    address: SocketAddr,
+    take_over: bool,
+    open: fn(SocketAddr, bool) -> Result<OwnedFd, SocketError>,
+) -> Result<SocketAddr, SocketError> {
+    match open(address, false) {
+        Ok(probe) => local_address(&probe).map_err(|source| SocketError::Io { address, source }),
+        Err(SocketError::InUse { .. }) if take_over => {
+            tracing::info!(%address, "sharing the port with the relay that has it, until that one stops");
+            Ok(address)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The share of one worker. The kernel spreads connections by hash, not evenly: half as many again.
@@ -146,6 +185,11 @@ pub(super) fn per_worker(limits: &Limits, workers: usize) -> Limits {
         max_connections: share(limits.max_connections),
         max_unauthenticated: share(limits.max_unauthenticated),
         max_unauthenticated_per_address: share(limits.max_unauthenticated_per_address),
+        max_connections_per_address: share(limits.max_connections_per_address),
+        arrivals: Arrivals {
+            per_s: share(limits.arrivals.per_s as usize) as u32 * u32::from(limits.arrivals.per_s > 0),
+            burst: share(limits.arrivals.burst as usize) as u32,
+        },
         ..limits.clone()
     }
 }

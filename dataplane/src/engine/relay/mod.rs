@@ -4,6 +4,7 @@
 //! control messages ([`RelayHandle::control`] in, [`RelayHandle::next_event`] out) over whatever link to a controller it has, or over none. The
 //! rules are in [`crate::proto::relay`]; here are threads, sockets, clocks and files:
 //!
+//! - `start`: opens listeners and starts threads, and notices when one ends that should not;
 //! - `worker`: one thread per core with a listener of its own (SO_REUSEPORT), share-nothing; frames for another worker go over a `lane`;
 //! - `hub_thread`: carries reports of workers to the hub and its commands back, starts dials ([`dial`]), writes state (`state`).
 //!
@@ -14,6 +15,7 @@ mod config;
 pub mod dial;
 mod hub_thread;
 mod lane;
+mod start;
 mod state;
 mod stats;
 mod worker;
@@ -22,30 +24,27 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
 
-pub use config::{RelayConfig, StartError};
+pub use config::{Listener, RelayConfig, StartError};
 pub use state::StateError;
 pub use stats::{QueuedConnection, RelayStats, WorkerStats};
 
-use crate::engine::connection::ServerOptions;
 use crate::engine::driver::Waker;
-use crate::engine::socket::{SocketError, local_address};
 use crate::engine::stun::StunServer;
-use crate::engine::{Opened, open};
 use crate::proto::id::RelayId;
 use crate::proto::relay::hub::{ControlError, Hub, HubCommand};
-use crate::proto::relay::worker::Worker;
 use crate::proto::relay::{FromWorker, Limits, ToWorker, WorkerId};
 use crate::proto::time::Now;
+use crate::proto::wire::forwarded::Trust;
 use crate::proto::wire::frame::FrameType;
 use clock::Clock;
 use config::per_worker;
-use worker::{Seat, Shell, ToShell};
+use start::{Threads, Workers, start_workers};
+use worker::ToShell;
 
 /// A worker that does not answer within that time is left out of the numbers.
 const STATS_TIME: Duration = Duration::from_millis(500);
@@ -142,7 +141,7 @@ impl Shared {
 pub struct RelayHandle {
     shared: Arc<Shared>,
     threads: Threads,
-    data_addr: Option<SocketAddr>,
+    addresses: Vec<SocketAddr>,
     stun: Option<StunServer>,
 }
 
@@ -174,8 +173,8 @@ impl RelayHandle {
         let (hub_input, input) = channel();
         let mut threads = Threads::default();
         let mut workers = Workers::default();
-        if let Some(listen) = config.listen {
-            workers = start_workers(&config, listen, clock, &hub_input, &mut rng, &mut threads)?;
+        if !config.listeners.is_empty() {
+            workers = start_workers(&config, clock, &hub_input, &mut rng, &mut threads)?;
         }
         let shared = Arc::new(Shared {
             hub: Mutex::new(hub),
@@ -186,14 +185,17 @@ impl RelayHandle {
             stopped: AtomicBool::new(false),
         });
         let thread = hub_thread::HubThread::new(&shared, input, &config);
-        threads.spawn("relay-hub", move || thread.run())?;
+        threads.spawn("relay-hub", move || {
+            thread.run();
+            Ok(())
+        })?;
         // Who this relay is, before the first connection.
         shared.with_hub(|_, _| ());
         let wakers: Vec<Waker> = shared.mailboxes.iter().map(|mailbox| mailbox.waker.clone()).collect();
         for start in workers.starts {
             let _ = start.send(wakers.clone());
         }
-        let handle = Self { shared, threads, data_addr: workers.address, stun };
+        let handle = Self { shared, threads, addresses: workers.addresses, stun };
         Ok(handle)
     }
 
@@ -247,9 +249,20 @@ impl RelayHandle {
         self.collect(true)
     }
 
-    /// Where nodes and relays connect; the port that the system chose when 0 was configured. `None` without a relay (STUN only).
+    /// Where nodes and relays connect (the first of [`Self::addresses`]). `None` without a relay (STUN only).
     pub fn data_addr(&self) -> Option<SocketAddr> {
-        self.data_addr
+        self.addresses.first().copied()
+    }
+
+    /// All addresses where they connect, in the order of the configuration; with the port that the system chose when 0 was configured.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Why the relay does not work any more, if so: a thread of it has panicked, or lost its ring. It does not mend itself: stop it, and
+    /// start another.
+    pub fn failure(&self) -> Option<String> {
+        self.threads.failure().get()
     }
 
     /// Where STUN is answered.
@@ -263,7 +276,14 @@ impl RelayHandle {
         self.shared.with_hub(|hub, _| hub.all(ToWorker::Limits(limits)));
     }
 
-    /// A new certificate for connections from now on.
+    /// Which proxies are believed, for connections from now on.
+    pub fn set_trust(&self, trust: &Arc<Trust>) {
+        for mailbox in &self.shared.mailboxes {
+            mailbox.post(ToShell::Trust(Arc::clone(trust)));
+        }
+    }
+
+    /// A new certificate for connections from now on, on every listener with TLS.
     pub fn set_tls(&self, config: &Arc<rustls::ServerConfig>) {
         for mailbox in &self.shared.mailboxes {
             mailbox.post(ToShell::Tls(Arc::clone(config)));
@@ -343,111 +363,6 @@ impl Drop for RelayHandle {
     fn drop(&mut self) {
         self.shut_down();
     }
-}
-
-/// The relay's threads.
-#[derive(Debug, Default)]
-struct Threads(Vec<JoinHandle<()>>);
-
-impl Threads {
-    fn spawn(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
-        let thread =
-            std::thread::Builder::new().name(name.to_owned()).spawn(run).map_err(StartError::Thread)?;
-        self.0.push(thread);
-        Ok(())
-    }
-
-    fn join(&mut self) {
-        for thread in self.0.drain(..) {
-            if thread.join().is_err() {
-                tracing::error!("a relay thread panicked");
-            }
-        }
-    }
-}
-
-/// Workers whose drivers are open and who wait for the word to listen: each other's wakers.
-#[derive(Debug, Default)]
-struct Workers {
-    mailboxes: Vec<Mailbox>,
-    starts: Vec<Sender<Vec<Waker>>>,
-    address: Option<SocketAddr>,
-}
-
-fn start_workers(
-    config: &RelayConfig,
-    listen: SocketAddr,
-    clock: Clock,
-    hub_input: &Sender<HubInput>,
-    rng: &mut ChaCha20Rng,
-    threads: &mut Threads,
-) -> Result<Workers, StartError> {
-    let count = config.worker_count();
-    let listeners = config::listeners(listen, count)?;
-    let mut workers = Workers::default();
-    let paths = config.leak_paths();
-    let server = ServerOptions { tls: config.tls.clone(), paths, max_message: MAX_MESSAGE };
-    let limits = per_worker(&config.limits, count);
-    let (lanes_in, lanes_out) = lane::between(count);
-    let seats = listeners.into_iter().zip(lanes_in).zip(lanes_out).enumerate();
-    for (index, ((listener, lanes_in), lanes_out)) in seats {
-        let io = |source| SocketError::Io { address: listen, source };
-        workers.address = Some(local_address(&listener).map_err(io)?);
-        let id = WorkerId(index as u16);
-        let (inbox_sender, inbox) = channel();
-        let (ready, opened) = channel();
-        let (start, wakers) = channel::<Vec<Waker>>();
-        let seat = Seat {
-            machine: Worker::new(id, limits.clone()),
-            id,
-            listener: Some(listener),
-            server: server.clone(),
-            data_path: paths[0],
-            policy: config.queue,
-            clock,
-            rng: fork(rng),
-            inbox,
-            hub: hub_input.clone(),
-            lanes_in,
-            lanes_out,
-            wakers: Vec::new(),
-        };
-        let prefer = config.driver;
-        threads.spawn(&format!("relay-{index}"), move || {
-            let result = match open(prefer) {
-                Ok(Opened::Uring(driver)) => run(driver, seat, &ready, &wakers),
-                Ok(Opened::Epoll(driver)) => run(driver, seat, &ready, &wakers),
-                Err(error) => {
-                    let _ = ready.send(Err(error));
-                    return;
-                }
-            };
-            if let Err(error) = result {
-                tracing::error!(%error, worker = index, "worker ended");
-            }
-        })?;
-        let ended = || StartError::Driver(std::io::Error::other("worker thread ended"));
-        let waker = opened.recv().map_err(|_| ended())?.map_err(StartError::Driver)?;
-        workers.mailboxes.push(Mailbox { inbox: inbox_sender, waker });
-        workers.starts.push(start);
-    }
-    Ok(workers)
-}
-
-/// A worker's thread, once its driver is open.
-fn run<D: crate::engine::driver::Driver>(
-    driver: D,
-    mut seat: Seat,
-    ready: &Sender<std::io::Result<Waker>>,
-    wakers: &std::sync::mpsc::Receiver<Vec<Waker>>,
-) -> std::io::Result<()> {
-    let _ = ready.send(Ok(driver.waker()));
-    match wakers.recv() {
-        Ok(wakers) => seat.wakers = wakers,
-        // The start failed elsewhere.
-        Err(_) => return Ok(()),
-    }
-    Shell::new(driver, seat)?.run()
 }
 
 fn fork(rng: &mut ChaCha20Rng) -> ChaCha20Rng {

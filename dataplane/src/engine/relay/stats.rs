@@ -2,21 +2,35 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::proto::drop_reason::DropCounters;
 use crate::proto::error::ErrorCode;
 use crate::proto::id::{NetworkId, RelayId};
 use crate::proto::relay::WorkerId;
-use crate::proto::relay::worker::{ConnectionInfo, Counters};
+use crate::proto::relay::delay::DelayHistogram;
+use crate::proto::relay::worker::{ConnectionInfo, Counters, LinkInfo};
 
 /// One connection, for people.
 #[derive(Clone, Debug)]
 pub struct QueuedConnection {
     /// What it is.
     pub info: ConnectionInfo,
+    /// The other end of its TCP connection, when that is a proxy.
+    pub proxy: Option<IpAddr>,
+    /// Bytes as they came from the network and went there, TLS and all.
+    pub received: u64,
+    /// See `received`.
+    pub sent: u64,
+    /// Bytes per second received since the last look at connections, or since it was accepted.
+    pub receive_rate: f64,
+    /// The same, sent.
+    pub send_rate: f64,
     /// Bytes of data that wait for it.
     pub queued: usize,
+    /// Frames dropped from its queue so far.
+    pub dropped: u64,
 }
 
 /// One worker.
@@ -36,6 +50,14 @@ pub struct WorkerStats {
     pub counters: Counters,
     /// Drops by reason.
     pub drops: DropCounters,
+    /// How long frames waited before they were handed to the system: one sample per connection at a time.
+    pub delays: DelayHistogram,
+    /// Connections whose receivers are behind.
+    pub congested: usize,
+    /// Memory that their queues take, in bytes.
+    pub queue_memory: usize,
+    /// Mesh links of this worker.
+    pub links: Vec<LinkInfo>,
     /// Drops by the sender's network.
     pub network_drops: Vec<(NetworkId, DropCounters)>,
     /// When asked for.
@@ -104,9 +126,25 @@ impl RelayStats {
             "Nodes in the directory.",
             by_worker(|w| w.known_nodes as f64),
         );
+        text.gauge(
+            "edgelink_relay_congested_connections",
+            "Connections whose receivers are behind.",
+            by_worker(|w| w.congested as f64),
+        );
+        text.gauge(
+            "edgelink_relay_queue_memory_bytes",
+            "Memory taken by what waits for them.",
+            by_worker(|w| w.queue_memory as f64),
+        );
         for (name, help, value) in COUNTERS {
             text.family(name, help, "counter", by_worker(*value));
         }
+        for (name, help, value) in LINK_COUNTERS {
+            text.family(name, help, "counter", self.by_link(*value));
+        }
+        let mut delays = DelayHistogram::default();
+        self.workers.iter().for_each(|worker| delays.merge(&worker.delays));
+        text.histogram("edgelink_relay_queue_delay_seconds", "How long frames waited to be sent.", &delays);
         text.family("edgelink_relay_errors_total", "ERROR frames sent, by code.", "counter", self.by_code());
         let mut drops = DropCounters::default();
         let mut by_network: BTreeMap<NetworkId, DropCounters> = BTreeMap::new();
@@ -138,6 +176,15 @@ impl RelayStats {
         text.0
     }
 
+    /// A link that was replaced may be on two workers for a moment.
+    fn by_link(&self, value: fn(&LinkInfo) -> u64) -> impl Iterator<Item = (String, f64)> {
+        let mut links: BTreeMap<RelayId, u64> = BTreeMap::new();
+        for link in self.workers.iter().flat_map(|worker| &worker.links) {
+            *links.entry(link.relay).or_default() += value(link);
+        }
+        links.into_iter().map(|(relay, n)| (format!("relay=\"{relay}\""), n as f64))
+    }
+
     fn by_code(&self) -> impl Iterator<Item = (String, f64)> + '_ {
         ErrorCode::ALL.iter().enumerate().map(|(at, code)| {
             let sum: u64 = self.workers.iter().filter_map(|worker| worker.counters.errors.get(at)).sum();
@@ -165,11 +212,34 @@ const COUNTERS: &[CounterFamily] = &[
     }),
 ];
 
+type LinkFamily = (&'static str, &'static str, fn(&LinkInfo) -> u64);
+
+const LINK_COUNTERS: &[LinkFamily] = &[
+    ("edgelink_relay_mesh_link_frames_total", "Frames handed to each mesh link.", |link| link.frames),
+    ("edgelink_relay_mesh_link_lost_total", "Of these, dropped from its queue.", |link| link.lost),
+    (
+        "edgelink_relay_mesh_link_spoofed_total",
+        "Frames from it with a source that is not behind it.",
+        |link| link.spoofed,
+    ),
+];
+
 struct Text(String);
 
 impl Text {
     fn gauge<L: AsRef<str>>(&mut self, name: &str, help: &str, values: impl IntoIterator<Item = (L, f64)>) {
         self.family(name, help, "gauge", values);
+    }
+
+    fn histogram(&mut self, name: &str, help: &str, histogram: &DelayHistogram) {
+        // Writing to a String does not fail.
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} histogram");
+        for (bound, count) in histogram.cumulative() {
+            let bound = bound.map_or_else(|| "+Inf".to_owned(), |bound| bound.as_secs_f64().to_string());
+            let _ = writeln!(self.0, "{name}_bucket{{le=\"{bound}\"}} {count}");
+        }
+        let (sum, count) = (histogram.sum().as_secs_f64(), histogram.count());
+        let _ = writeln!(self.0, "{name}_sum {sum}\n{name}_count {count}");
     }
 
     fn family<L: AsRef<str>>(

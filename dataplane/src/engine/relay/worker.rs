@@ -5,11 +5,11 @@
 //! frames go and what is to be done; this file moves bytes and keeps no rules of its own, except two: how long a close may take, and that
 //! a connection which is being closed is not listened to any more.
 
+pub(super) mod door;
 mod outputs;
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
@@ -23,18 +23,20 @@ use super::clock::Clock;
 use super::dial::Dialled;
 use super::lane::{LaneReceiver, LaneSender};
 use super::stats::{QueuedConnection, WorkerStats};
-use crate::engine::connection::{Connection, Incoming, ServerOptions};
+use crate::engine::connection::{Connection, Incoming};
 use crate::engine::driver::{Driver, Event, Token, Waker};
 use crate::packet::pool::Pool;
 use crate::proto::error::ErrorCode;
 use crate::proto::id::RelayId;
 use crate::proto::relay::queue::QueuePolicy;
-use crate::proto::relay::worker::{Command, Purpose, Worker};
+use crate::proto::relay::worker::{Command, ConnectionInfo, Purpose, Worker};
 use crate::proto::relay::{ConnId, ToWorker, Verdict, WorkerId};
 use crate::proto::time::{Instant, Now};
 use crate::proto::wire::control::{ErrorMessage, Secret, to_payload};
+use crate::proto::wire::forwarded::Trust;
 use crate::proto::wire::frame::{Flags, FrameType, write_frame};
 use crate::proto::wire::websocket::Role;
+use door::{Door, Origins, Traffic};
 use outputs::Outputs;
 
 /// From the end of a connection as the machine sees it to its end as TCP sees it.
@@ -45,6 +47,11 @@ const MESH_USER_TIMEOUT: Duration = Duration::from_secs(3);
 const NODE_USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// A silent connection is asked at the TCP level; nodes send a PING every 20 s, so only dead ones get here.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+/// Received bytes after which output is sent, events left or not: it is still in the cache, and its buffers serve the next.
+const FLUSH_AFTER: usize = 64 << 10;
+/// Close codes (RFC 6455 §7.4.1 and its registry).
+const NORMAL: u16 = 1000;
+const TRY_AGAIN_LATER: u16 = 1013;
 /// Connections that a look at them lists, per worker.
 const MAX_LISTED: usize = 10_000;
 
@@ -54,6 +61,7 @@ pub(super) enum ToShell {
     Hub(ToWorker),
     Dialled(Box<Dialled>),
     Tls(Arc<rustls::ServerConfig>),
+    Trust(Arc<Trust>),
     Stats { connections: bool, reply: Sender<WorkerStats> },
     StopListening,
     Stop,
@@ -64,8 +72,8 @@ pub(super) enum ToShell {
 pub(super) struct Seat {
     pub(super) machine: Worker,
     pub(super) id: WorkerId,
-    pub(super) listener: Option<OwnedFd>,
-    pub(super) server: ServerOptions,
+    pub(super) listeners: Vec<(OwnedFd, Door)>,
+    pub(super) trust: Arc<Trust>,
     pub(super) data_path: &'static str,
     pub(super) policy: QueuePolicy,
     pub(super) clock: Clock,
@@ -81,6 +89,8 @@ pub(super) struct Seat {
 struct Peer {
     token: Token,
     connection: Connection,
+    origins: Origins,
+    traffic: Traffic,
     /// Dialled, and not upgraded yet.
     dialling: Option<(RelayId, Secret)>,
     closing: bool,
@@ -92,8 +102,8 @@ pub(super) struct Shell<D> {
     driver: D,
     machine: Worker,
     id: WorkerId,
-    listener: Option<Token>,
-    server: ServerOptions,
+    listeners: Vec<(Token, Door)>,
+    trust: Arc<Trust>,
     data_path: &'static str,
     clock: Clock,
     rng: ChaCha20Rng,
@@ -109,13 +119,14 @@ pub(super) struct Shell<D> {
 
 impl<D: Driver> Shell<D> {
     pub(super) fn new(mut driver: D, seat: Seat) -> io::Result<Self> {
-        let listener = seat.listener.map(|socket| driver.listen(socket)).transpose()?;
+        let listeners = seat.listeners.into_iter().map(|(socket, door)| Ok((driver.listen(socket)?, door)));
+        let listeners = listeners.collect::<io::Result<_>>()?;
         Ok(Self {
             driver,
             machine: seat.machine,
             id: seat.id,
-            listener,
-            server: seat.server,
+            listeners,
+            trust: seat.trust,
             data_path: seat.data_path,
             clock: seat.clock,
             rng: seat.rng,
@@ -137,13 +148,24 @@ impl<D: Driver> Shell<D> {
             let now = self.clock.now();
             // First what other threads say: a token key, a revocation, holds for the frames behind it.
             self.read_inbox(now);
+            let mut received = 0;
             while let Some(event) = self.driver.next_event() {
+                if let Event::Received { buffer, .. } = &event {
+                    received += buffer.len();
+                }
                 self.handle(event, now);
+                if received >= FLUSH_AFTER {
+                    received = 0;
+                    self.flush(now.instant);
+                }
             }
             self.machine.handle_timeout(now);
             self.obey(now.instant);
             self.end_closing(now.instant);
             self.flush(now.instant);
+            while let Some((link, frames)) = self.outputs.next_loss() {
+                self.machine.link_lost(link, frames);
+            }
             self.outputs.wake_others();
         }
         self.say_goodbye()
@@ -158,7 +180,9 @@ impl<D: Driver> Shell<D> {
 
     fn handle(&mut self, event: Event, now: Now) {
         match event {
-            Event::Accepted { socket, peer, .. } => self.accept(socket, peer.ip(), now.instant),
+            Event::Accepted { listener, socket, peer } => {
+                self.accept(listener, socket, peer.ip(), now.instant);
+            }
             Event::Received { token, buffer } => {
                 self.receive(token, &buffer, now);
                 self.driver.recycle(buffer);
@@ -177,25 +201,6 @@ impl<D: Driver> Shell<D> {
             _ => {}
         }
         self.obey(now.instant);
-    }
-
-    fn accept(&mut self, socket: OwnedFd, peer: IpAddr, now: Instant) {
-        set_timeouts(&socket, NODE_USER_TIMEOUT);
-        let connection = match Connection::server(&self.server, &self.pool) {
-            Ok(connection) => connection,
-            Err(error) => return tracing::error!(%error, "cannot serve a connection"),
-        };
-        let token = match self.driver.stream(socket) {
-            Ok(token) => token,
-            Err(error) => return tracing::warn!(%error, "an accepted connection cannot be used"),
-        };
-        match self.machine.open(conn_id(token), peer.to_canonical(), now) {
-            Ok(()) => self.seat(token, connection, Role::Server, None),
-            Err(refusal) => {
-                tracing::debug!(%peer, %refusal, "connection refused");
-                self.driver.close(token);
-            }
-        }
     }
 
     fn take_dialled(&mut self, dialled: Dialled, now: Instant) {
@@ -220,7 +225,8 @@ impl<D: Driver> Shell<D> {
             self.driver.close(token);
             return self.tell_hub(HubInput::DialFailed(relay));
         }
-        self.seat(token, connection, Role::Client, Some((relay, mesh_token)));
+        let origins = Origins { peer: address, nearest: address, prelude: None };
+        self.seat(token, connection, Role::Client, Some((relay, mesh_token)), origins);
     }
 
     fn seat(
@@ -229,6 +235,7 @@ impl<D: Driver> Shell<D> {
         connection: Connection,
         role: Role,
         dialling: Option<(RelayId, Secret)>,
+        origins: Origins,
     ) {
         let slot = token.slot();
         if slot >= self.peers.len() {
@@ -236,8 +243,10 @@ impl<D: Driver> Shell<D> {
         }
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
-        self.outputs.open(slot, role, &self.pool, seed);
-        self.peers[slot] = Some(Peer { token, connection, dialling, closing: false, shut: false });
+        self.outputs.open(slot, role, connection.framing(), &self.pool, seed);
+        let traffic = Traffic::default();
+        let peer = Peer { token, connection, origins, traffic, dialling, closing: false, shut: false };
+        self.peers[slot] = Some(peer);
         self.outputs.mark(slot);
     }
 
@@ -247,10 +256,20 @@ impl<D: Driver> Shell<D> {
         if peer.token != token || peer.closing {
             return;
         }
-        let Self { driver, machine, outputs, data_path, .. } = self;
-        let Peer { connection, dialling, .. } = peer;
-        let mut ended = false;
-        let outcome = connection.receive(driver.bytes(buffer), &mut |incoming| match incoming {
+        let mut skip = 0;
+        if peer.origins.prelude.is_some() {
+            match self.read_prelude(token, buffer, now.instant) {
+                Some(taken) if taken < buffer.len() => skip = taken,
+                _ => return,
+            }
+        }
+        let Some(peer) = self.peers.get_mut(token.slot()).and_then(Option::as_mut) else { return };
+        let Self { driver, machine, outputs, data_path, trust, .. } = self;
+        let Peer { connection, dialling, origins, traffic, .. } = peer;
+        traffic.received += buffer.len() as u64;
+        let mut ended = None;
+        let bytes = driver.bytes(buffer).get_mut(skip..).unwrap_or_default();
+        let outcome = connection.receive(bytes, &mut |incoming| match incoming {
             Incoming::Message(message) => {
                 machine.handle_message(conn, message, now, |verdict, frame| {
                     outputs.deliver(verdict, frame, now.instant);
@@ -262,16 +281,21 @@ impl<D: Driver> Shell<D> {
                     (Some(request), _) if request.path == *data_path => Purpose::Data,
                     _ => Purpose::MeshIn,
                 };
-                machine.upgraded(conn, purpose);
+                if origins.identify(trust, request, conn, machine, now.instant) {
+                    machine.upgraded(conn, purpose);
+                } else {
+                    ended = Some(TRY_AGAIN_LATER);
+                }
             }
-            Incoming::Closed { .. } => ended = true,
+            Incoming::Closed { .. } => ended = Some(NORMAL),
         });
         outputs.mark(token.slot());
         match outcome {
-            Ok(()) if !ended => {}
             Ok(()) => {
-                machine.closed(conn);
-                self.begin_close(token, 1000, now.instant);
+                if let Some(code) = ended {
+                    machine.closed(conn);
+                    self.begin_close(token, code, now.instant);
+                }
             }
             Err(error) => {
                 tracing::debug!(worker = self.id.0, %error, "connection broken");
@@ -300,6 +324,13 @@ impl<D: Driver> Shell<D> {
                         self.begin_close(token, code, now);
                     }
                 }
+                Command::Discard { conn, reason } => self.outputs.discard(conn.0 as usize, reason),
+                Command::Cut { conn } => {
+                    if let Some(token) = self.token_of(conn) {
+                        self.driver.close(token);
+                        self.forget(token);
+                    }
+                }
                 Command::Report(report) => self.tell_hub(HubInput::Worker(self.id, report)),
             }
         }
@@ -313,22 +344,23 @@ impl<D: Driver> Shell<D> {
                     self.obey(now.instant);
                 }
                 ToShell::Dialled(dialled) => self.take_dialled(*dialled, now.instant),
-                ToShell::Tls(config) => self.server.tls = Some(config),
+                ToShell::Tls(config) => {
+                    for tls in self.listeners.iter_mut().filter_map(|(_, door)| door.server.tls.as_mut()) {
+                        *tls = Arc::clone(&config);
+                    }
+                }
+                ToShell::Trust(trust) => self.trust = trust,
                 ToShell::Stats { connections, reply } => {
                     // Whoever asked may have lost patience.
                     let _ = reply.send(self.stats(connections, now.instant));
                 }
-                ToShell::StopListening => {
-                    if let Some(listener) = self.listener.take() {
-                        self.driver.close(listener);
-                    }
-                }
+                ToShell::StopListening => self.stop_listening(),
                 ToShell::Stop => self.stopping = true,
             }
         }
         let Self { machine, outputs, lanes_in, .. } = self;
         for lane in lanes_in {
-            while lane.pop(|hop, frame| match machine.route_handed_over(hop, frame) {
+            while lane.pop(|hop, frame| match machine.route_handed_over(hop, frame, now.instant) {
                 Verdict::Worker(..) | Verdict::Drop(_) => {}
                 verdict => outputs.deliver(verdict, frame, now.instant),
             }) {}
@@ -348,7 +380,11 @@ impl<D: Driver> Shell<D> {
         }
         let Some(outbox) = self.outputs.fresh(slot, now) else { return };
         match peer.connection.take_output(outbox) {
-            Ok(Some(buffer)) => self.driver.send(peer.token, buffer),
+            Ok(Some(buffer)) => {
+                peer.traffic.sent += buffer.len() as u64;
+                self.driver.send(peer.token, buffer);
+                self.outputs.sent(slot, now);
+            }
             Ok(None) if peer.connection.is_finished() && !peer.shut => {
                 peer.shut = true;
                 self.driver.shutdown(peer.token);
@@ -400,11 +436,15 @@ impl<D: Driver> Shell<D> {
         }
     }
 
-    fn say_goodbye(mut self) -> io::Result<()> {
-        let now = self.clock.instant();
-        if let Some(listener) = self.listener.take() {
+    fn stop_listening(&mut self) {
+        for (listener, _) in self.listeners.drain(..) {
             self.driver.close(listener);
         }
+    }
+
+    fn say_goodbye(mut self) -> io::Result<()> {
+        let now = self.clock.instant();
+        self.stop_listening();
         let tokens: Vec<Token> = self.peers.iter().flatten().map(|peer| peer.token).collect();
         for token in tokens {
             self.begin_close(token, 1001, now);
@@ -425,11 +465,13 @@ impl<D: Driver> Shell<D> {
         Ok(())
     }
 
-    fn stats(&self, connections: bool, now: Instant) -> WorkerStats {
+    fn stats(&mut self, connections: bool, now: Instant) -> WorkerStats {
         let (open, unauthenticated) = self.machine.connections();
         let mut drops = self.machine.drops().clone();
-        drops.merge(self.outputs.drops());
         let listed = if connections { self.machine.connection_infos(now, MAX_LISTED) } else { Vec::new() };
+        let connections = listed.into_iter().filter_map(|info| self.look_at(info, now)).collect();
+        let queues = self.outputs.queues();
+        drops.merge(queues.drops());
         WorkerStats {
             worker: self.id,
             driver: self.driver.name(),
@@ -438,12 +480,30 @@ impl<D: Driver> Shell<D> {
             known_nodes: self.machine.known_nodes(),
             counters: self.machine.counters().clone(),
             drops,
+            delays: queues.delays().clone(),
+            congested: queues.congested(),
+            queue_memory: queues.held(),
+            links: self.machine.link_infos(),
             network_drops: self.machine.network_drops().map(|(id, drops)| (id, drops.clone())).collect(),
-            connections: listed
-                .into_iter()
-                .map(|info| QueuedConnection { queued: self.outputs.queued(info.conn.0 as usize), info })
-                .collect(),
+            connections,
         }
+    }
+
+    fn look_at(&mut self, info: ConnectionInfo, now: Instant) -> Option<QueuedConnection> {
+        let slot = info.conn.0 as usize;
+        let Peer { origins, traffic, .. } = self.peers.get_mut(slot)?.as_mut()?;
+        let (queued, dropped) = self.outputs.queued(slot);
+        let (receive_rate, send_rate) = traffic.rates(info.age, now);
+        Some(QueuedConnection {
+            proxy: (origins.peer != info.peer).then_some(origins.peer),
+            received: traffic.received,
+            sent: traffic.sent,
+            receive_rate,
+            send_rate,
+            queued,
+            dropped,
+            info,
+        })
     }
 
     fn token_of(&self, conn: ConnId) -> Option<Token> {

@@ -5,6 +5,8 @@
 //! against 2,076 ns a frame here), ChaCha20-Poly1305 where it has not.
 
 pub(super) mod filter;
+mod handshake;
+pub(super) mod record;
 
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -191,6 +193,7 @@ pub fn client_config(roots: &Roots, pin: Option<Pin>) -> Result<Arc<ClientConfig
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
+    config.enable_secret_extraction = true;
     config.alpn_protocols = alpn();
     Ok(Arc::new(config))
 }
@@ -209,6 +212,8 @@ fn listener(
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
         .with_single_cert(chain, key)?;
+    // For the record layer in `record`.
+    config.enable_secret_extraction = true;
     config.alpn_protocols = alpn();
     // With AES here, the client's own preference decides; it may be the one without.
     config.ignore_client_order = !has_aes();

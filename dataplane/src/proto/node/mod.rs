@@ -297,7 +297,7 @@ impl Node {
                 .filter(|(_, connection)| connection.is_ready_for(*own))
                 .filter_map(|(id, connection)| {
                     let rtt_ms = connection.opened()?.liveness.rtt().millis()?;
-                    Some(LatencySample { to: End::Relay(*id), rtt_ms })
+                    Some(LatencySample { to: End::Relay(*id), rtt_ms, loss: None })
                 })
                 .collect();
             if !samples.is_empty() {

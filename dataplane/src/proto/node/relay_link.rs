@@ -163,7 +163,7 @@ impl Node {
             _ => {
                 if let Some(connection) = self.relays.get_mut(&relay) {
                     connection.error = Some(error.message.clone());
-                    if error.code == ErrorCode::Overloaded {
+                    if error.code == ErrorCode::Overloaded && error.fatal {
                         connection.backoff.saturate();
                     }
                 }

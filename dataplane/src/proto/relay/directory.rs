@@ -3,10 +3,11 @@
 //! Two sources: sign-ins on this relay (here, or on another worker as the hub says) and the controller's locations (on which relays). An entry
 //! stays when its node disconnects, so that "offline" (3002) and "unknown" (3001) can be told apart.
 
-use crate::proto::id::{IdMap, NetworkId, NodeId, RelayId};
-use crate::proto::wire::control::server::NodeLocation;
-
+use super::rate::{Meter, Rate};
 use super::{ConnId, WorkerId};
+use crate::proto::id::{IdMap, NetworkId, NodeId, RelayId};
+use crate::proto::time::Instant;
+use crate::proto::wire::control::server::NodeLocation;
 
 /// Where on this relay.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -31,6 +32,19 @@ pub struct Entry {
     pub relays: Box<[RelayId]>,
     /// Sign-ins here that the hub has not confirmed: until then what it says of other workers is older than what is known here.
     unconfirmed: u32,
+    /// `None`: unlimited.
+    rates: Option<Box<NodeRates>>,
+}
+
+/// What one node has sent and been sent, when that is limited. Survives its connections.
+#[derive(Clone, Debug, Default)]
+pub struct NodeRates {
+    /// What it sends.
+    pub up: Meter,
+    /// What it is sent.
+    pub down: Meter,
+    /// When it was last told that it exceeds a limit.
+    pub told: Option<Instant>,
 }
 
 /// All nodes.
@@ -43,6 +57,23 @@ impl Directory {
     /// Looks a node up.
     pub fn find(&self, node: NodeId) -> Option<&Entry> {
         self.entries.get(&node)
+    }
+
+    /// Limits a node from now on.
+    pub fn limit(&mut self, node: NodeId, up: Rate, down: Rate) {
+        let Some(entry) = self.entries.get_mut(&node) else { return };
+        if up.is_unlimited() && down.is_unlimited() {
+            entry.rates = None;
+        } else {
+            let rates = entry.rates.get_or_insert_default();
+            rates.up.set(up);
+            rates.down.set(down);
+        }
+    }
+
+    /// A node's rates; `None` when it is not limited.
+    pub fn rates(&mut self, node: NodeId) -> Option<&mut NodeRates> {
+        self.entries.get_mut(&node)?.rates.as_deref_mut()
     }
 
     /// A node signed in on `conn` with a token for `network`. Returns where it was.

@@ -12,10 +12,11 @@ use std::time::Duration;
 use rand_chacha::ChaCha20Rng;
 use serde::{Deserialize, Serialize};
 
-use super::mesh::{Dial, Mesh};
+use super::calendar::Calendar;
+use super::mesh::{Dial, LinkState, Mesh};
 use super::{FromWorker, ToWorker, WorkerId};
 use crate::proto::id::{NodeId, RelayId};
-use crate::proto::time::{Instant, Now};
+use crate::proto::time::{Instant, Now, UnixTime};
 use crate::proto::token::revocation::RevocationList;
 use crate::proto::token::{TokenKeyError, TokenVerifier};
 use crate::proto::wire::control::node::{End, LatencyReport, LatencySample};
@@ -105,6 +106,9 @@ pub struct Hub {
     server_token: Option<Secret>,
     owners: BTreeMap<NodeId, WorkerId>,
     mesh: Mesh,
+    /// What workers know of [`Mesh::tokens`].
+    mesh_tokens: Arc<BTreeMap<RelayId, Secret>>,
+    calendar: Calendar,
     commands: VecDeque<HubCommand>,
     heard: Instant,
     in_grace: bool,
@@ -135,6 +139,8 @@ impl Hub {
             server_token: None,
             owners: BTreeMap::new(),
             mesh,
+            mesh_tokens: Arc::default(),
+            calendar: Calendar::default(),
             commands: VecDeque::new(),
             heard: now.instant,
             in_grace: false,
@@ -152,9 +158,11 @@ impl Hub {
         if let Some(SavedState { config, server_token }) = saved {
             hub.server_token = server_token;
             // Kept keys were good once; if they are not now, the configured ones hold until the controller speaks.
-            let _ = hub.apply_config(config, now);
+            // Its date is that of the day when it was kept.
+            let _ = hub.apply_config(ServerConfig { server_time: 0, ..config }, now);
             hub.save_at = None;
         }
+        hub.share_mesh_tokens();
         hub.next_report = now.instant + hub.report_interval();
         Ok(hub)
     }
@@ -224,6 +232,7 @@ impl Hub {
                 self.all(ToWorker::LinkGone { relay, serial });
             }
             FromWorker::LinkRtt { relay, rtt } => self.mesh.measured(relay, rtt),
+            FromWorker::LinkLoss { relay, frames, lost } => self.mesh.carried(relay, frames, lost),
             FromWorker::DialFailed { relay } => self.mesh.dial_failed(relay, now.instant),
         }
     }
@@ -277,13 +286,10 @@ impl Hub {
         }
         if self.next_report <= now.instant {
             self.next_report = now.instant + self.report_interval();
-            let samples: Vec<LatencySample> = self
-                .mesh
-                .links()
-                .filter_map(|(id, _, _, rtt)| {
-                    Some(LatencySample { to: End::Relay(id), rtt_ms: rtt?.as_secs_f64() * 1000.0 })
-                })
-                .collect();
+            let sample = |LinkState { relay, rtt, loss }| {
+                Some(LatencySample { to: End::Relay(relay), rtt_ms: rtt?.as_secs_f64() * 1000.0, loss })
+            };
+            let samples: Vec<LatencySample> = self.mesh.report().into_iter().filter_map(sample).collect();
             let id = self.relay_id();
             if !samples.is_empty() && id.0 != 0 {
                 let report = LatencyReport { from: End::Relay(id), samples };
@@ -350,7 +356,10 @@ impl Hub {
         }
         self.nodes = config.nodes.iter().map(|node| (node.node_id, node.clone())).collect();
         self.locate(true, &config.nodes, &[]);
+        self.calendar = Calendar::told(UnixTime::from_secs(config.server_time), now.instant);
+        self.all(ToWorker::Calendar(self.calendar));
         self.revoke(config.revocations.clone(), now);
+        self.share_mesh_tokens();
         self.config = Some(config);
         self.next_report = self.next_report.min(now.instant + self.report_interval());
         self.save_later(now);
@@ -403,6 +412,7 @@ impl Hub {
         {
             config.version = update.version;
         }
+        self.share_mesh_tokens();
         self.save_later(now);
         Ok(())
     }
@@ -414,6 +424,14 @@ impl Hub {
         Ok(())
     }
 
+    fn share_mesh_tokens(&mut self) {
+        let tokens = self.mesh.tokens();
+        if tokens != *self.mesh_tokens {
+            self.mesh_tokens = Arc::new(tokens);
+            self.all(ToWorker::MeshTokens(Arc::clone(&self.mesh_tokens)));
+        }
+    }
+
     fn locate(&mut self, whole: bool, set: &[NodeLocation], remove: &[NodeId]) {
         if whole || !set.is_empty() || !remove.is_empty() {
             self.all(ToWorker::Locations { whole, set: set.into(), remove: remove.into() });
@@ -421,7 +439,7 @@ impl Hub {
     }
 
     fn revoke(&mut self, revocations: Revocations, now: Now) {
-        self.revoked.prune(now.unix, self.server_settings().token_grace_s);
+        self.revoked.prune(self.calendar.earliest(now), self.server_settings().token_grace_s);
         self.revoked.extend(&revocations);
         self.all(ToWorker::Revoke(Arc::new(revocations)));
         self.save_now(now);

@@ -58,6 +58,19 @@ struct Peer {
     state: State,
     failures: u32,
     rtt: Option<Duration>,
+    /// Frames for the link and how many of them were lost, since the last report.
+    traffic: (u64, u64),
+}
+
+/// A link that is up.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LinkState {
+    /// With whom.
+    pub relay: RelayId,
+    /// Its last round trip.
+    pub rtt: Option<Duration>,
+    /// Share of the frames for it that were dropped instead of sent, since the last report; `None` without traffic.
+    pub loss: Option<f64>,
 }
 
 /// The mesh as one relay sees it.
@@ -112,7 +125,7 @@ impl Mesh {
             }
             peer.info = info;
         } else {
-            let peer = Peer { state: State::Idle { at: now }, failures: 0, rtt: None, info };
+            let peer = Peer { state: State::Idle { at: now }, failures: 0, rtt: None, traffic: (0, 0), info };
             self.peers.insert(peer.info.id, peer);
         }
     }
@@ -147,6 +160,7 @@ impl Mesh {
             state: State::Idle { at: Instant::ZERO },
             failures: 0,
             rtt: None,
+            traffic: (0, 0),
         });
         peer.failures = 0;
         match std::mem::replace(&mut peer.state, State::Up { worker, serial }) {
@@ -181,6 +195,32 @@ impl Mesh {
         if let Some(peer) = self.peers.get_mut(&relay) {
             peer.rtt = Some(rtt);
         }
+    }
+
+    /// What became of frames for a link.
+    pub fn carried(&mut self, relay: RelayId, frames: u64, lost: u64) {
+        if let Some(peer) = self.peers.get_mut(&relay) {
+            peer.traffic.0 = peer.traffic.0.saturating_add(frames);
+            peer.traffic.1 = peer.traffic.1.saturating_add(lost);
+        }
+    }
+
+    /// The links that are up; what is told of their loss begins anew.
+    pub fn report(&mut self) -> Vec<LinkState> {
+        let link = |(id, peer): (&RelayId, &mut Peer)| {
+            let State::Up { .. } = peer.state else { return None };
+            let (frames, lost) = std::mem::take(&mut peer.traffic);
+            // What was lost may have been handed over before the last report.
+            let loss = (frames + lost > 0).then(|| (lost as f64 / frames.max(1) as f64).min(1.0));
+            Some(LinkState { relay: *id, rtt: peer.rtt, loss })
+        };
+        self.peers.iter_mut().filter_map(link).collect()
+    }
+
+    /// What this relay shows to others, by their ids.
+    pub fn tokens(&self) -> BTreeMap<RelayId, Secret> {
+        let token = |(id, peer): (&RelayId, &Peer)| Some((*id, peer.info.mesh_token.clone()?));
+        self.peers.iter().filter_map(token).collect()
     }
 
     /// What to dial now; call until `None`.

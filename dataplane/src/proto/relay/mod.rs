@@ -13,20 +13,31 @@
 //! Invariants: a frame's source is a node authenticated on the connection it came from, or lies behind the mesh link it came from; both ends
 //! are in one network; what came from a mesh link is only delivered here. Forwarding allocates nothing and takes no lock.
 
+mod addresses;
+pub mod calendar;
+pub mod delay;
 pub mod directory;
 pub mod error_limit;
+mod fair_queue;
+mod frame_fifo;
 pub mod hub;
 pub mod mesh;
 pub mod queue;
+pub mod rate;
 pub mod worker;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::proto::drop_reason::DropReason;
 use crate::proto::id::{NetworkId, NodeId, RelayId};
 use crate::proto::token::TokenVerifier;
+use crate::proto::wire::control::Secret;
 use crate::proto::wire::control::server::{NodeLocation, Revocations};
+pub use addresses::Arrivals;
+use calendar::Calendar;
+use rate::Rate;
 
 /// One connection of one worker: a small number that the shell chooses and reuses after the connection is closed.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -75,6 +86,44 @@ pub struct Limits {
     pub max_unauthenticated_per_address: usize,
     /// Memberships on one connection.
     pub max_memberships: usize,
+    /// Connections from one address.
+    pub max_connections_per_address: usize,
+    /// New connections from one address.
+    pub arrivals: Arrivals,
+    /// What nodes and addresses may send and be sent.
+    pub rates: Rates,
+}
+
+/// Limits of rate. A node's own token may say otherwise for its node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rates {
+    /// What one node may send.
+    pub node_up: Rate,
+    /// What one node is sent.
+    pub node_down: Rate,
+    /// What all nodes behind one address may send.
+    pub address_up: Rate,
+    /// What they are sent.
+    pub address_down: Rate,
+    /// How long a sender that was silent may exceed its rate without limit.
+    pub burst: Duration,
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        let [node_up, node_down, address_up, address_down] = [Rate::UNLIMITED; 4];
+        // A round trip around the world: less would hold TCP below the rate.
+        Self { node_up, node_down, address_up, address_down, burst: Duration::from_millis(250) }
+    }
+}
+
+impl Rates {
+    /// Whether any of them limits anything.
+    pub fn any(&self) -> bool {
+        [self.node_up, self.node_down, self.address_up, self.address_down]
+            .iter()
+            .any(|rate| !rate.is_unlimited())
+    }
 }
 
 impl Default for Limits {
@@ -85,6 +134,9 @@ impl Default for Limits {
             max_unauthenticated: 4_096,
             max_unauthenticated_per_address: 256,
             max_memberships: 64,
+            max_connections_per_address: usize::MAX,
+            arrivals: Arrivals::default(),
+            rates: Rates::default(),
         }
     }
 }
@@ -101,6 +153,10 @@ pub enum ToWorker {
     },
     /// New limits.
     Limits(Limits),
+    /// What time the controller says it is.
+    Calendar(Calendar),
+    /// What this relay shows to others that dial it, by their ids.
+    MeshTokens(Arc<BTreeMap<RelayId, Secret>>),
     /// How long past `exp` tokens are good: not zero while the controller is away.
     Grace(Duration),
     /// Locations by relay, from the controller.
@@ -195,6 +251,15 @@ pub enum FromWorker {
         relay: RelayId,
         /// How long.
         rtt: Duration,
+    },
+    /// What became of the frames for a link, since the last report.
+    LinkLoss {
+        /// With whom.
+        relay: RelayId,
+        /// Handed to it.
+        frames: u64,
+        /// Of these, dropped from its queue.
+        lost: u64,
     },
     /// A link that was being dialled did not come to be.
     DialFailed {

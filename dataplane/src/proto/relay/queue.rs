@@ -1,27 +1,63 @@
-//! What waits for a slow receiver, and what is dropped first.
+//! What waits for a slow receiver, who gets its place, and what is dropped first.
 //!
-//! Each connection has one backlog. Data is bounded in bytes and in age, and the oldest goes first: a receiver that falls behind sees a gap, then
-//! fresh packets, and never holds up anyone else. Handshakes, PONG and errors are urgent: they overtake data and are bounded on their own. This module
-//! is the policy; the backlog itself (buffers, coalescing) is the engine's, behind [`Backlog`].
+//! Each connection has a [`Queue`]. While its receiver keeps up, data goes straight into the connection's backlog (the engine's outbox: shallow, coalesced,
+//! one copy) and nothing else happens. When more than [`QueuePolicy::high`] waits there, or anything waits too long, the connection is congested: from then
+//! on data goes through a fair queue that gives every source its turn and refills the backlog up to [`QueuePolicy::low`] whenever something was sent. It is left when
+//! it is empty, not before, so that a receiver at the edge does not flip to and fro. Data is bounded in bytes and in age, and the oldest goes first: a
+//! receiver that falls behind sees a gap, then fresh packets, and never holds up anyone else; a sender is never stopped from being read.
+//!
+//! PONG, errors and session handshakes are urgent and overtake data; for handshakes that comes out of an allowance, because nodes choose how many
+//! they send: what exceeds it waits in line with the sender's data.
+//!
+//! [`Queues`] is what the queues of one worker share: limits, memory, counters. The backlog is the engine's, behind [`Backlog`].
 
 use std::time::Duration;
 
+use super::delay::DelayHistogram;
+use super::fair_queue::FairQueue;
+use super::frame_fifo::{BLOCK, Blocks};
+use super::rate::{Rate, TokenBucket};
 use crate::proto::drop_reason::{DropCounters, DropReason};
 use crate::proto::time::Instant;
-use crate::proto::wire::frame::FrameType;
+use crate::proto::wire::data;
+use crate::proto::wire::frame::{FrameType, MAX_FRAME};
 
 /// How much may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueuePolicy {
-    /// Bytes of data. 1 MiB is 80 ms of 100 Mbit/s: more would be delay, not throughput.
+    /// Bytes of data per receiver, besides what the backlog holds. 1 MiB is 80 ms of 100 Mbit/s: more would be delay, not throughput.
     pub max_bytes: usize,
     /// How long data may wait. TCP has given a packet up, or sent it again, after a second.
     pub max_age: Duration,
+    /// Bytes for all receivers of a worker together. When they are used up, a receiver gets more room only for what it drops.
+    pub max_total: usize,
+    /// A backlog with more than this makes a connection congested: two sends.
+    pub high: usize,
+    /// Up to here a congested connection's backlog is refilled: one send, ready when the one before it is done.
+    pub low: usize,
 }
 
 impl Default for QueuePolicy {
     fn default() -> Self {
-        Self { max_bytes: 1 << 20, max_age: Duration::from_secs(1) }
+        Self {
+            max_bytes: 1 << 20,
+            max_age: Duration::from_secs(1),
+            max_total: 256 << 20,
+            high: 128 << 10,
+            low: 64 << 10,
+        }
+    }
+}
+
+impl QueuePolicy {
+    /// What a backlog has to take: it is filled up to `high` and then with one more frame.
+    pub const fn backlog_bytes(&self) -> usize {
+        self.high + 2 * MAX_FRAME
+    }
+
+    /// What waits that long in a backlog tells that its connection does not move.
+    fn stall(&self) -> Duration {
+        self.max_age / 8
     }
 }
 
@@ -29,8 +65,10 @@ impl Default for QueuePolicy {
 pub trait Backlog {
     /// Bytes of data that wait.
     fn queued(&self) -> usize;
-    /// Appends data. Whether there was room.
-    fn push(&mut self, frame: &[u8], now: Instant) -> bool;
+    /// Room for a frame of that length that arrived at `at`, to be written and then made to count by [`Self::commit`]; `None` when there is none.
+    fn reserve(&mut self, len: usize, at: Instant) -> Option<&mut [u8]>;
+    /// Counts what was reserved as a frame.
+    fn commit(&mut self, len: usize);
     /// Appends a frame that goes before all data. Whether there was room.
     fn push_urgent(&mut self, frame: &[u8], now: Instant) -> bool;
     /// Drops the oldest data (one frame or several); how many frames, 0 when there is none.
@@ -44,150 +82,227 @@ pub const fn is_urgent(kind: FrameType) -> bool {
     !matches!(kind, FrameType::Data)
 }
 
-impl QueuePolicy {
-    /// Puts a frame into a backlog, making room at the front when there is none at the end. What is dropped is counted.
-    pub fn admit(
-        &self,
-        backlog: &mut impl Backlog,
-        frame: &[u8],
-        urgent: bool,
-        now: Instant,
-        drops: &mut DropCounters,
-    ) {
-        if urgent {
-            if !backlog.push_urgent(frame, now) {
-                drops.count(DropReason::QueueFull);
-            }
-            return;
+/// What one receiver is sent of nodes' handshakes before data: 256 a second, and a node's with a thousand peers at once.
+const HANDSHAKES: Rate = Rate { bytes_per_s: 64 << 10, frames_per_s: 0 };
+const HANDSHAKE_BURST: Duration = Duration::from_secs(4);
+
+/// One connection's queue. Empty until its receiver falls behind.
+#[derive(Debug, Default)]
+pub struct Queue {
+    fair: Option<Box<FairQueue>>,
+    /// Bytes ever put into the backlog.
+    pushed: u64,
+    probe: Option<Probe>,
+    handshakes: TokenBucket,
+    dropped: u64,
+}
+
+/// One frame of the backlog that is watched until it is sent: samples the delay, and tells when nothing moves.
+#[derive(Clone, Copy, Debug)]
+struct Probe {
+    /// It is out when that many bytes are.
+    end: u64,
+    at: Instant,
+}
+
+impl Queue {
+    /// Bytes of data that wait beside the backlog.
+    pub fn queued(&self) -> usize {
+        self.fair.as_ref().map_or(0, |fair| fair.bytes())
+    }
+
+    /// Frames that wait beside the backlog.
+    pub fn frames(&self) -> usize {
+        self.fair.as_ref().map_or(0, |fair| fair.frames())
+    }
+
+    /// Whether data goes through the fair queue.
+    pub fn is_congested(&self) -> bool {
+        self.fair.is_some()
+    }
+
+    /// Frames dropped so far.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    fn pushed(&mut self, len: usize, at: Instant) {
+        self.pushed += len as u64;
+        if self.probe.is_none() {
+            self.probe = Some(Probe { end: self.pushed, at });
         }
-        while backlog.queued() + frame.len() > self.max_bytes {
-            match backlog.drop_oldest() {
-                0 => break,
-                frames => drops.add(DropReason::QueueFull, frames as u64),
-            }
-        }
-        while !backlog.push(frame, now) {
-            match backlog.drop_oldest() {
-                0 => return drops.count(DropReason::QueueFull),
-                frames => drops.add(DropReason::QueueFull, frames as u64),
-            }
+    }
+}
+
+/// What the queues of one worker share.
+#[derive(Debug)]
+pub struct Queues {
+    policy: QueuePolicy,
+    stock: Blocks,
+    #[allow(clippy::vec_box, reason = "they go to connections and come back as they are")]
+    idle: Vec<Box<FairQueue>>,
+    congested: usize,
+    drops: DropCounters,
+    delays: DelayHistogram,
+}
+
+/// Fair queues kept for the next congestion, and how many flows one of them may have grown to.
+const KEPT_QUEUES: usize = 16;
+const KEPT_FLOWS: usize = 256;
+
+impl Queues {
+    /// None yet.
+    pub fn new(policy: QueuePolicy) -> Self {
+        Self {
+            policy,
+            stock: Blocks::new(policy.max_total),
+            idle: Vec::new(),
+            congested: 0,
+            drops: DropCounters::default(),
+            delays: DelayHistogram::default(),
         }
     }
 
-    /// Before the next bytes are taken out: what has waited too long goes.
-    pub fn expire(&self, backlog: &mut impl Backlog, now: Instant, drops: &mut DropCounters) {
-        let age = u64::try_from(self.max_age.as_nanos()).unwrap_or(u64::MAX);
-        if let Some(before) = now.as_nanos().checked_sub(age) {
-            let frames = backlog.drop_older_than(Instant::from_nanos(before));
-            drops.add(DropReason::QueueAge, frames as u64);
+    /// The limits.
+    pub fn policy(&self) -> &QueuePolicy {
+        &self.policy
+    }
+
+    /// Drops so far.
+    pub fn drops(&self) -> &DropCounters {
+        &self.drops
+    }
+
+    /// The same, for those who drop beside the queues.
+    pub fn drops_mut(&mut self) -> &mut DropCounters {
+        &mut self.drops
+    }
+
+    /// How long frames have waited.
+    pub fn delays(&self) -> &DelayHistogram {
+        &self.delays
+    }
+
+    /// Connections that are congested.
+    pub fn congested(&self) -> usize {
+        self.congested
+    }
+
+    /// Memory that waiting data takes beside the backlogs, in bytes.
+    pub fn held(&self) -> usize {
+        self.stock.used() * BLOCK
+    }
+
+    /// A frame of one node for another: straight into the backlog, or into its source's line. What is dropped for it is counted.
+    pub fn admit(&mut self, queue: &mut Queue, backlog: &mut impl Backlog, frame: &[u8], now: Instant) {
+        let kind = frame.get(1).copied().and_then(FrameType::from_byte);
+        if kind.is_some_and(is_urgent) {
+            let within = queue.handshakes.take(frame.len(), HANDSHAKES.bytes_per_s, HANDSHAKE_BURST, now);
+            if within && backlog.push_urgent(frame, now) {
+                return;
+            }
+        }
+        if queue.fair.is_none() {
+            let moves = queue.probe.is_none_or(|probe| now - probe.at <= self.policy.stall());
+            if moves && backlog.queued() + frame.len() <= self.policy.high && put(backlog, frame, now) {
+                return queue.pushed(frame.len(), now);
+            }
+            self.congested += 1;
+        }
+        let Ok(route) = data::route(frame) else { return };
+        let fair = queue.fair.get_or_insert_with(|| self.idle.pop().unwrap_or_default());
+        let dropped = fair.push(route.source, frame, now, self.policy.max_bytes, &mut self.stock) as u64;
+        queue.dropped += dropped;
+        self.drops.add(DropReason::QueueFull, dropped);
+        // One frame that is longer than all that may wait.
+        self.release_if_empty(queue);
+    }
+
+    /// A frame of the relay's own.
+    pub fn admit_urgent(
+        &mut self,
+        queue: &mut Queue,
+        backlog: &mut impl Backlog,
+        frame: &[u8],
+        now: Instant,
+    ) {
+        if !backlog.push_urgent(frame, now) {
+            queue.dropped += 1;
+            self.drops.count(DropReason::QueueFull);
         }
     }
+
+    /// Before the next bytes are taken out of the backlog: what has waited too long goes, and those whose turn it is move up.
+    pub fn refill(&mut self, queue: &mut Queue, backlog: &mut impl Backlog, now: Instant) {
+        let before = now.before(self.policy.max_age);
+        if let Some(before) = before.filter(|_| backlog.queued() > 0) {
+            let frames = backlog.drop_older_than(before) as u64;
+            queue.dropped += frames;
+            self.drops.add(DropReason::QueueAge, frames);
+        }
+        let Some(fair) = &mut queue.fair else { return };
+        while backlog.queued() < self.policy.low {
+            let Some(head) = fair.front() else { break };
+            if before.is_some_and(|before| head.at < before) {
+                fair.discard(&mut self.stock);
+                queue.dropped += 1;
+                self.drops.count(DropReason::QueueAge);
+                continue;
+            }
+            let Some(room) = backlog.reserve(head.len, head.at) else { break };
+            fair.pop(room, &mut self.stock);
+            backlog.commit(head.len);
+            queue.pushed += head.len as u64;
+            let end = queue.pushed;
+            queue.probe.get_or_insert(Probe { end, at: head.at });
+        }
+        self.release_if_empty(queue);
+    }
+
+    /// Bytes were taken out of the backlog.
+    pub fn sent(&mut self, queue: &mut Queue, backlog: &impl Backlog, now: Instant) {
+        let Some(probe) = queue.probe else { return };
+        let left = backlog.queued() as u64;
+        if left == 0 || queue.pushed.saturating_sub(left) >= probe.end {
+            self.delays.record(now - probe.at);
+            queue.probe = None;
+        }
+    }
+
+    /// All data that waits is dropped for `reason`; urgent frames stay.
+    pub fn discard(&mut self, queue: &mut Queue, backlog: &mut impl Backlog, reason: DropReason) {
+        let mut frames = 0;
+        loop {
+            match backlog.drop_oldest() {
+                0 => break,
+                dropped => frames += dropped,
+            }
+        }
+        if let Some(fair) = &mut queue.fair {
+            frames += fair.clear(&mut self.stock);
+        }
+        self.release_if_empty(queue);
+        queue.probe = None;
+        queue.dropped += frames as u64;
+        self.drops.add(reason, frames as u64);
+    }
+
+    fn release_if_empty(&mut self, queue: &mut Queue) {
+        if let Some(fair) = queue.fair.take_if(|fair| fair.is_empty()) {
+            self.congested -= 1;
+            if self.idle.len() < KEPT_QUEUES && fair.capacity() <= KEPT_FLOWS {
+                self.idle.push(fair);
+            }
+        }
+    }
+}
+
+fn put(backlog: &mut impl Backlog, frame: &[u8], now: Instant) -> bool {
+    let Some(room) = backlog.reserve(frame.len(), now) else { return false };
+    room.copy_from_slice(frame);
+    backlog.commit(frame.len());
+    true
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::VecDeque;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// The simplest backlog there could be.
-    #[derive(Default)]
-    struct Model {
-        data: VecDeque<(Vec<u8>, Instant)>,
-        urgent: VecDeque<Vec<u8>>,
-    }
-
-    impl Backlog for Model {
-        fn queued(&self) -> usize {
-            self.data.iter().map(|(frame, _)| frame.len()).sum()
-        }
-        fn push(&mut self, frame: &[u8], now: Instant) -> bool {
-            self.data.push_back((frame.to_vec(), now));
-            true
-        }
-        fn push_urgent(&mut self, frame: &[u8], _: Instant) -> bool {
-            let room = self.urgent.len() < 4;
-            if room {
-                self.urgent.push_back(frame.to_vec());
-            }
-            room
-        }
-        fn drop_oldest(&mut self) -> usize {
-            self.data.pop_front().map_or(0, |_| 1)
-        }
-        fn drop_older_than(&mut self, before: Instant) -> usize {
-            let keep = self.data.iter().position(|(_, at)| *at >= before).unwrap_or(self.data.len());
-            self.data.drain(..keep).count()
-        }
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Data(usize),
-        Urgent,
-        Take,
-        Wait(u64),
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            (1usize..400).prop_map(Step::Data),
-            Just(Step::Urgent),
-            Just(Step::Take),
-            (0u64..300).prop_map(Step::Wait),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn the_backlog_stays_bounded_in_order_and_every_frame_is_sent_or_counted(steps in proptest::collection::vec(step(), 0..200)) {
-            let policy = QueuePolicy { max_bytes: 1000, max_age: Duration::from_millis(500) };
-            let (mut backlog, mut drops) = (Model::default(), DropCounters::default());
-            let (mut now, mut pushed, mut sent, mut last) = (Instant::ZERO, 0u64, 0u64, 0u64);
-            for step in steps {
-                match step {
-                    Step::Data(length) => {
-                        pushed += 1;
-                        let mut frame = vec![0; length.max(8)];
-                        frame[..8].copy_from_slice(&pushed.to_be_bytes());
-                        policy.admit(&mut backlog, &frame, false, now, &mut drops);
-                    }
-                    Step::Urgent => {
-                        pushed += 1;
-                        policy.admit(&mut backlog, b"urgent", true, now, &mut drops);
-                    }
-                    Step::Take => {
-                        policy.expire(&mut backlog, now, &mut drops);
-                        if backlog.urgent.pop_front().is_some() {
-                            sent += 1;
-                        } else if let Some((frame, at)) = backlog.data.pop_front() {
-                            sent += 1;
-                            let number = u64::from_be_bytes(frame[..8].try_into().unwrap());
-                            prop_assert!(number > last, "in order");
-                            prop_assert!(now - at <= policy.max_age, "never stale");
-                            last = number;
-                        }
-                    }
-                    Step::Wait(ms) => now += Duration::from_millis(ms),
-                }
-                prop_assert!(backlog.queued() <= policy.max_bytes);
-                let waiting = (backlog.data.len() + backlog.urgent.len()) as u64;
-                let dropped = drops.of(DropReason::QueueFull) + drops.of(DropReason::QueueAge);
-                prop_assert_eq!(pushed, sent + dropped + waiting);
-            }
-        }
-    }
-
-    #[test]
-    fn the_oldest_goes_first() {
-        let policy = QueuePolicy { max_bytes: 20, max_age: Duration::from_secs(1) };
-        let (mut backlog, mut drops) = (Model::default(), DropCounters::default());
-        for byte in 0..4u8 {
-            policy.admit(&mut backlog, &[byte; 8], false, Instant::ZERO, &mut drops);
-        }
-        assert_eq!(backlog.data.iter().map(|(frame, _)| frame[0]).collect::<Vec<_>>(), [2, 3]);
-        assert_eq!(drops.of(DropReason::QueueFull), 2);
-    }
-}
+mod tests;

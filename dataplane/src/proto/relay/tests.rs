@@ -1,7 +1,11 @@
 //! The relay's machines together: workers and hub in one process, without sockets and with a clock of their own.
 
+mod clocks;
+mod fairness;
 mod forwarding;
 mod hub;
+mod limits;
+mod mesh;
 mod model;
 mod sign_in;
 
@@ -23,7 +27,7 @@ use crate::proto::wire::control::server::{
     MeshPeer, NodeLocations, RevokedNode, RevokedToken, ServerConfig, ServerRegister, ServerSettings,
     TokenAlgorithm, TokenKeys,
 };
-use crate::proto::wire::control::{ErrorMessage, GoAway, parse, to_payload};
+use crate::proto::wire::control::{ErrorMessage, GoAway, LimitNotice, parse, to_payload};
 use crate::proto::wire::data::{Route, via_header};
 use crate::proto::wire::frame::{Flags, FrameType, Frames, write_frame};
 
@@ -37,6 +41,7 @@ struct Rig {
     now: Now,
     sent: Vec<(WorkerId, ConnId, FrameType, Vec<u8>)>,
     closed: Vec<(WorkerId, ConnId, u16)>,
+    discarded: Vec<(WorkerId, ConnId, DropReason)>,
     dialled: Vec<RelayId>,
     saved: Option<SavedState>,
     hold: bool,
@@ -87,6 +92,7 @@ impl Rig {
             now,
             sent: vec![],
             closed: vec![],
+            discarded: vec![],
             dialled: vec![],
             saved: None,
             hold: false,
@@ -123,6 +129,8 @@ impl Rig {
                             }
                         }
                         Command::Close { conn, code } => self.closed.push((id, conn, code)),
+                        Command::Discard { conn, reason } => self.discarded.push((id, conn, reason)),
+                        Command::Cut { conn } => self.closed.push((id, conn, 0)),
                         Command::Report(report) if self.hold => self.held.push((id, report)),
                         Command::Report(report) => self.hub.handle_worker(id, report, self.now),
                     }
@@ -169,7 +177,7 @@ impl Rig {
             subject: RelaySubject {
                 node_id: NodeId(node),
                 network_id: NetworkId(network),
-                allowed_relays: vec![],
+                ..RelaySubject::default()
             },
             jti: format!("t{node}"),
             iat: T,
@@ -200,10 +208,21 @@ impl Rig {
     /// A link that another relay made to us.
     fn link(&mut self, worker: u16, conn: u32, relay: u16) {
         self.open(worker, conn, Purpose::MeshIn);
-        let subject = MeshSubject { server_id: RelayId(relay), peer_id: RelayId(1) };
-        let token = Token { subject, jti: "m".into(), iat: T, exp: T + 600, not_after: None };
-        let token = self.signer.sign(&token).unwrap();
+        let token = self.mesh_token(relay, 1);
         self.authenticate(worker, conn, "mesh", &token);
+    }
+
+    /// With it relay `from` proves who it is to relay `to`.
+    fn mesh_token(&self, from: u16, to: u16) -> String {
+        let subject = MeshSubject { server_id: RelayId(from), peer_id: RelayId(to) };
+        let token = Token { subject, jti: format!("m{from}-{to}"), iat: T, exp: T + 86_400, not_after: None };
+        self.signer.sign(&token).unwrap()
+    }
+
+    /// A relay that we dialled answers.
+    fn mesh_answer(&mut self, worker: u16, conn: u32, id: u16, token: &str) {
+        let answer = serde_json::json!({"kind": "mesh", "relay_id": id, "token": token}).to_string();
+        self.message(worker, conn, &frame(FrameType::AuthResponse, answer.as_bytes()));
     }
 
     fn message(&mut self, worker: u16, conn: u32, message: &[u8]) -> Vec<(Verdict, Vec<u8>)> {
@@ -246,6 +265,22 @@ impl Rig {
                 (conn, error.code, error.node)
             })
             .collect()
+    }
+
+    /// What nodes were told of limits: to whom, about which node, what.
+    fn notices(&mut self) -> Vec<(ConnId, u32, LimitNotice)> {
+        let errors = self.sent.drain(..).filter(|(_, _, kind, _)| *kind == FrameType::Error);
+        let notice = |(_, conn, kind, payload): (_, _, _, Vec<u8>)| {
+            let error: ErrorMessage = parse(kind, &payload).unwrap();
+            assert!(error.code == ErrorCode::Overloaded && !error.fatal, "{error:?}");
+            (conn, error.node.unwrap().0, error.limit.unwrap())
+        };
+        errors.map(notice).collect()
+    }
+
+    fn limit(&mut self, limits: Limits) {
+        self.hub.all(ToWorker::Limits(limits));
+        self.settle();
     }
 
     fn dropped(&self, reason: DropReason) -> u64 {

@@ -11,14 +11,17 @@
 mod api;
 mod forward;
 mod from_hub;
+mod limit;
 mod link;
 mod sign_in;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::addresses::{AddressId, Addresses};
+use super::calendar::Calendar;
 use super::directory::Directory;
 use super::error_limit::ErrorLimit;
 use super::{ConnId, FromWorker, Limits, LinkSerial, Verdict, WorkerId};
@@ -28,10 +31,10 @@ use crate::proto::id::{IdMap, NetworkId, NodeId, RelayId};
 use crate::proto::time::{Instant, Now, UnixTime};
 use crate::proto::token::TokenVerifier;
 use crate::proto::token::revocation::RevocationList;
-use crate::proto::wire::control::{ErrorMessage, GoAway, to_payload};
+use crate::proto::wire::control::{ErrorMessage, GoAway, Secret, to_payload};
 use crate::proto::wire::frame::{Flags, Frame, FrameType, Frames, MAX_PING, write_frame};
 use crate::proto::wire::reassembly::Reassembler;
-pub use api::{Command, ConnectionInfo, Counters, Purpose, Refusal};
+pub use api::{Command, ConnectionInfo, Counters, LinkInfo, Purpose, Refusal};
 
 /// The longest control message from a node or relay: an AUTH_REQUEST with the longest token, three times over.
 const MAX_CONTROL: usize = 16 << 10;
@@ -52,6 +55,11 @@ pub struct Worker {
     conns: Vec<Option<Conn>>,
     open: usize,
     unauthenticated: usize,
+    addresses: Addresses,
+    /// Somebody's rate is limited.
+    metered: bool,
+    calendar: Calendar,
+    mesh_tokens: Arc<BTreeMap<RelayId, Secret>>,
     links: IdMap<RelayId, LinkPlace>,
     next_serial: u64,
     /// Each connection has one timer at most; its moment is in [`Conn::timer`] too.
@@ -66,6 +74,8 @@ pub struct Worker {
 struct Conn {
     role: Role,
     peer: IpAddr,
+    /// Where its places and rates are counted; `None` while `peer` is a proxy's, which stands for nobody.
+    address: Option<AddressId>,
     accepted: Instant,
     timer: Option<Instant>,
     reassembler: Reassembler,
@@ -104,6 +114,8 @@ struct Membership {
     iat: u64,
     exp: u64,
     not_after: Option<u64>,
+    /// Bytes a second by its token: up, down.
+    rates: [Option<u64>; 2],
     /// AUTH_RESPONSE waits until the hub has told all workers: who has it can be reached from everywhere.
     answer_due: bool,
 }
@@ -117,6 +129,7 @@ enum LinkPlace {
 impl Worker {
     /// Without keys: until the hub says who this relay is, sign-ins are answered with 4002.
     pub fn new(id: WorkerId, limits: Limits) -> Self {
+        let metered = limits.rates.any();
         Self {
             id,
             relay_id: RelayId(0),
@@ -129,6 +142,10 @@ impl Worker {
             conns: Vec::new(),
             open: 0,
             unauthenticated: 0,
+            addresses: Addresses::default(),
+            metered,
+            calendar: Calendar::default(),
+            mesh_tokens: Arc::default(),
             links: IdMap::default(),
             next_serial: 0,
             timers: BTreeSet::new(),
@@ -144,21 +161,79 @@ impl Worker {
     /// # Errors
     /// Which limit is reached: the shell closes it without a word, which costs it least.
     pub fn open(&mut self, conn: ConnId, peer: IpAddr, now: Instant) -> Result<(), Refusal> {
-        let refusal = if self.draining {
-            Some(Refusal::Draining)
-        } else if self.open >= self.limits.max_connections {
-            Some(Refusal::Connections)
-        } else if self.unauthenticated >= self.limits.max_unauthenticated {
-            Some(Refusal::Unauthenticated)
-        } else if self.unauthenticated_from(peer) >= self.limits.max_unauthenticated_per_address {
-            Some(Refusal::Address)
-        } else {
-            None
-        };
-        if let Some(refusal) = refusal {
-            self.counters.refused += 1;
-            return Err(refusal);
+        self.admit_connection(conn, peer, false, now)
+    }
+
+    /// The same for one that a proxy passes on: its address is nobody's, until [`Worker::identified`] says whose the connection is.
+    ///
+    /// # Errors
+    /// As for [`Worker::open`].
+    pub fn open_behind(&mut self, conn: ConnId, proxy: IpAddr, now: Instant) -> Result<(), Refusal> {
+        self.admit_connection(conn, proxy, true, now)
+    }
+
+    /// Whose connection it is, as a trusted proxy says.
+    ///
+    /// # Errors
+    /// A limit of that address is reached; the connection is to be closed.
+    pub fn identified(&mut self, conn: ConnId, client: IpAddr, now: Instant) -> Result<(), Refusal> {
+        if self.conn(conn).is_none_or(|state| state.peer == client && state.address.is_some()) {
+            return Ok(());
         }
+        let address = match self.addresses.arrive(client, &self.limits, now) {
+            Ok(address) => address,
+            Err(refusal) => {
+                self.counters.refused += 1;
+                self.closed(conn);
+                return Err(refusal);
+            }
+        };
+        let Some(state) = self.conn_mut(conn) else { return Ok(()) };
+        state.peer = client;
+        let (earlier, authenticated) = (state.address.replace(address), state.role.is_authenticated());
+        if let Some(earlier) = earlier {
+            self.addresses.leave(earlier, authenticated);
+        }
+        if authenticated {
+            self.addresses.authenticated(address, true);
+        }
+        Ok(())
+    }
+
+    fn admit_connection(
+        &mut self,
+        conn: ConnId,
+        peer: IpAddr,
+        shared: bool,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        let refused = if self.draining {
+            Err(Refusal::Draining)
+        } else if self.open >= self.limits.max_connections {
+            Err(Refusal::Connections)
+        } else if shared {
+            Ok(None)
+        } else {
+            self.addresses.arrive(peer, &self.limits, now).map(Some)
+        };
+        // Only who may come at all makes another one go.
+        let full = self.unauthenticated >= self.limits.max_unauthenticated;
+        let admitted = refused.and_then(|address| {
+            if full && !self.cut_oldest() {
+                if let Some(address) = address {
+                    self.addresses.leave(address, false);
+                }
+                return Err(Refusal::Unauthenticated);
+            }
+            Ok(address)
+        });
+        let address = match admitted {
+            Ok(address) => address,
+            Err(refusal) => {
+                self.counters.refused += 1;
+                return Err(refusal);
+            }
+        };
         self.closed(conn);
         let slot = conn.0 as usize;
         if slot >= self.conns.len() {
@@ -167,6 +242,7 @@ impl Worker {
         self.conns[slot] = Some(Conn {
             role: Role::Opening,
             peer,
+            address,
             accepted: now,
             timer: None,
             reassembler: Reassembler::with_limit(MAX_CONTROL),
@@ -198,8 +274,12 @@ impl Worker {
         if let Some(at) = state.timer {
             self.timers.remove(&(at, conn));
         }
-        if !state.role.is_authenticated() {
+        let authenticated = state.role.is_authenticated();
+        if !authenticated {
             self.unauthenticated -= 1;
+        }
+        if let Some(address) = state.address {
+            self.addresses.leave(address, authenticated);
         }
         match state.role {
             Role::Data(memberships) => {
@@ -223,6 +303,7 @@ impl Worker {
         now: Now,
         mut forward: impl FnMut(Verdict, &[u8]),
     ) {
+        self.link_heard(conn, now.instant);
         for frame in Frames::new(message) {
             let handled = frame.and_then(|frame| {
                 if frame.header.kind.is_routed() {
@@ -262,6 +343,11 @@ impl Worker {
             match self.conn(conn).map(|conn| &conn.role) {
                 Some(Role::Data(memberships)) if !memberships.is_empty() => self.check_expiry(conn, now),
                 Some(Role::Mesh(_)) => self.ping_link(conn, now.instant),
+                // Before the upgrade there is no frame to say it with.
+                Some(Role::Opening) => {
+                    self.counters.handshake_timeouts += 1;
+                    self.cut(conn);
+                }
                 Some(_) => {
                     self.counters.handshake_timeouts += 1;
                     self.fail(
@@ -379,6 +465,11 @@ impl Worker {
         self.commands.push_back(Command::Close { conn, code });
     }
 
+    fn cut(&mut self, conn: ConnId) {
+        self.closed(conn);
+        self.commands.push_back(Command::Cut { conn });
+    }
+
     fn go_away(&mut self, conn: ConnId, reason: &str, grace: Duration) {
         let grace_ms = u32::try_from(grace.as_millis()).unwrap_or(u32::MAX);
         self.send(conn, FrameType::GoAway, &to_payload(&GoAway { reason: reason.into(), grace_ms }));
@@ -425,13 +516,22 @@ impl Worker {
         }
     }
 
-    /// A walk over all connections, which only happens as long as more than the allowed number wait at all.
-    fn unauthenticated_from(&self, peer: IpAddr) -> usize {
-        if self.unauthenticated < self.limits.max_unauthenticated_per_address {
-            return 0;
+    /// Cuts the connection that has had the most time to sign in, for one that may be quicker: silent ones do not lock newcomers out. Those that are
+    /// signed in have timers later than these, but for a few.
+    fn cut_oldest(&mut self) -> bool {
+        let waits = |conn: &ConnId| self.conn(*conn).is_some_and(|state| !state.role.is_authenticated());
+        let Some(oldest) = self.timers.iter().map(|&(_, conn)| conn).find(waits) else { return false };
+        self.counters.refused += 1;
+        self.cut(oldest);
+        true
+    }
+
+    /// A connection has authenticated itself, or (`is` false) is no longer.
+    fn authenticated(&mut self, conn: ConnId, is: bool) {
+        self.unauthenticated = if is { self.unauthenticated - 1 } else { self.unauthenticated + 1 };
+        if let Some(address) = self.conn(conn).and_then(|state| state.address) {
+            self.addresses.authenticated(address, is);
         }
-        let waits = |conn: &&Conn| conn.peer == peer && !conn.role.is_authenticated();
-        self.conns.iter().flatten().filter(waits).count()
     }
 }
 

@@ -24,7 +24,7 @@ fn verifier(signer: &TokenSigner) -> TokenVerifier {
 
 fn relay_token() -> Token<RelaySubject> {
     Token {
-        subject: RelaySubject { node_id: NodeId(17), network_id: NetworkId(1), allowed_relays: vec![] },
+        subject: RelaySubject { node_id: NodeId(17), network_id: NetworkId(1), ..RelaySubject::default() },
         jti: "t1".into(),
         iat: T,
         exp: T + 5400,

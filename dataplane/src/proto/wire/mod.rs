@@ -2,8 +2,10 @@
 
 pub mod control;
 pub mod data;
+pub mod forwarded;
 pub mod frame;
 pub mod handshake;
+pub mod proxy;
 pub mod reassembly;
 pub mod stun;
 pub mod upgrade;

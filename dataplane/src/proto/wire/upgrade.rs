@@ -132,10 +132,20 @@ pub fn answer(head: &[u8], paths: &[&str]) -> Result<(Request, Vec<u8>), Upgrade
     if parsed.method != Some("GET") || parsed.version != Some(1) {
         return Err(UpgradeError::NoUpgrade("not a GET of HTTP/1.1"));
     }
-    let request = Request { path: path.to_owned(), headers: lower_case(parsed.headers) };
-    if request.header("host").is_none() {
-        return Err(UpgradeError::Malformed("no Host"));
+    // As they came: a value that is not text still means something to the next reader.
+    let named = |name: &'static str| {
+        parsed.headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name))
+    };
+    if named("host").count() != 1 {
+        return Err(UpgradeError::Malformed("not one Host"));
     }
+    // A proxy would see a body where WebSocket frames begin here (RFC 9112 §11.2).
+    if named("transfer-encoding").next().is_some()
+        || named("content-length").any(|header| header.value != b"0")
+    {
+        return Err(UpgradeError::Malformed("a request with a body"));
+    }
+    let request = Request { path: path.to_owned(), headers: lower_case(parsed.headers) };
     if !has_token(&request.headers, "upgrade", "websocket")
         || !has_token(&request.headers, "connection", "upgrade")
     {
@@ -281,6 +291,14 @@ mod tests {
         assert_eq!(refusal(&request("/ws/data", &GOOD.replace("n: 13", "n: 8"))), "426");
         assert_eq!(refusal(&request("/ws/data", &GOOD.replace("Host", "Hose"))), "400");
         assert_eq!(refusal(&request("/ws/data", &GOOD.replace("dGhl", "")),), "400");
+        for ambiguous in ["Host: b", "Content-Length: 5", "content-length: +0", "Transfer-Encoding: chunked"]
+        {
+            assert_eq!(refusal(&request("/ws/data", &format!("{GOOD}{ambiguous}\r\n"))), "400");
+        }
+        let mut hidden = request("/ws/data", GOOD);
+        hidden.truncate(hidden.len() - 2);
+        hidden.extend_from_slice(b"Transfer-Encoding: chunked\xff\r\n\r\n");
+        assert_eq!(refusal(&hidden), "400");
         assert_eq!(refusal(b"\x16\x03\x01 TLS\r\n\r\n"), "400");
         assert_eq!(refusal(&request("/ws/data", &"A: b\r\n".repeat(65))), "431");
     }

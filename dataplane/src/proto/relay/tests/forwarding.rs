@@ -98,9 +98,12 @@ fn nodes_on_other_workers_and_relays_are_reached_in_one_hop() {
     rig.locate(&[(30, 1, &[2]), (31, 1, &[3])]);
     rig.link(1, 5, 2);
     assert_eq!(rig.data(0, 0, 17, 18), [Verdict::Worker(WorkerId(1), Hop::Deliver)]);
-    assert_eq!(rig.workers[1].route_handed_over(Hop::Deliver, &data(17, 18)), Verdict::Local(ConnId(0)));
+    assert_eq!(
+        rig.workers[1].route_handed_over(Hop::Deliver, &data(17, 18), rig.now.instant),
+        Verdict::Local(ConnId(0))
+    );
     assert_eq!(rig.data(0, 0, 17, 30), [Verdict::Worker(WorkerId(1), Hop::Mesh(RelayId(2)))]);
-    let handed_over = rig.workers[1].route_handed_over(Hop::Mesh(RelayId(2)), &data(17, 30));
+    let handed_over = rig.workers[1].route_handed_over(Hop::Mesh(RelayId(2)), &data(17, 30), rig.now.instant);
     assert_eq!(handed_over, Verdict::MeshLink(ConnId(5)));
     assert_eq!(rig.data(1, 0, 18, 30), [Verdict::MeshLink(ConnId(5))]);
     rig.sent.clear();

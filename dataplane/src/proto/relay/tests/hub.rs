@@ -68,16 +68,30 @@ fn a_relay_dials_shows_its_token_and_checks_who_answers() {
     config.relays = vec![peer];
     rig.control(FrameType::Config, &config).unwrap();
     assert_eq!(rig.dialled, [RelayId(2)]);
-    let answer =
-        |id: u16| frame(FrameType::AuthResponse, format!(r#"{{"kind":"mesh","relay_id":{id}}}"#).as_bytes());
     rig.open(1, 4, Purpose::MeshOut { relay: RelayId(2), token: "shown".into() });
     assert!(rig.sent.iter().any(|(.., payload)| payload.windows(5).any(|window| window == b"shown")));
-    rig.message(1, 4, &answer(3));
-    assert_eq!(rig.closed, [(WorkerId(1), ConnId(4), 1002)], "somebody else answered");
-    rig.advance(Duration::from_secs(1));
-    assert_eq!(rig.dialled.len(), 2, "tried again");
-    rig.open(1, 4, Purpose::MeshOut { relay: RelayId(2), token: "shown".into() });
-    rig.message(1, 4, &answer(2));
+    // Somebody else; relay 2 without a token, with one of relay 3, with one for relay 3, with its own as node; then as it should be.
+    let own = rig.mesh_token(2, 1);
+    let as_node = rig.signer.sign(&Rig::token(2, 1)).unwrap();
+    for (attempt, (id, token, close)) in [
+        (3, own.clone(), 1002),
+        (2, String::new(), 1008),
+        (2, rig.mesh_token(3, 1), 1008),
+        (2, rig.mesh_token(2, 3), 1008),
+        (2, as_node, 1008),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        rig.mesh_answer(1, 4, id, &token);
+        assert_eq!(rig.closed, [(WorkerId(1), ConnId(4), close)], "attempt {attempt}");
+        assert_eq!(rig.hub.links().count(), 0);
+        rig.closed.clear();
+        rig.advance(Duration::from_secs(10));
+        assert_eq!(rig.dialled.len(), attempt + 2, "tried again");
+        rig.open(1, 4, Purpose::MeshOut { relay: RelayId(2), token: "shown".into() });
+    }
+    rig.mesh_answer(1, 4, 2, &own);
     assert_eq!(rig.hub.links().count(), 1);
     rig.closed.clear();
     config.relays.clear();

@@ -16,7 +16,8 @@ fn silence_ends_at_the_handshake_time_and_places_are_given_back() {
     rig.advance(Duration::from_millis(1));
     assert_eq!(
         rig.closed.iter().map(|(_, conn, code)| (conn.0, *code)).collect::<Vec<_>>(),
-        [(0, 1008), (1, 1008), (2, 1008)]
+        [(0, 1008), (1, 1008), (2, 0)],
+        "the one without an upgrade goes without a word"
     );
     assert!(rig.errors().iter().all(|(_, code, _)| *code == ErrorCode::InvalidToken));
     assert_eq!(rig.workers[0].connections(), (1, 0));
@@ -42,10 +43,62 @@ fn unauthenticated_connections_are_limited_in_all_and_per_address() {
     assert_eq!(open(&mut rig, 3, 1), Err(Refusal::Address));
     assert_eq!(open(&mut rig, 3, 2), Ok(()));
     assert_eq!(open(&mut rig, 4, 2), Ok(()));
-    assert_eq!(open(&mut rig, 5, 3), Err(Refusal::Unauthenticated));
-    rig.workers[0].closed(ConnId(0));
-    assert_eq!(open(&mut rig, 5, 1), Ok(()));
-    assert_eq!(rig.workers[0].counters().refused, 2);
+    // One that may be quicker takes the place of the one that has had the most time.
+    assert_eq!(open(&mut rig, 5, 3), Ok(()));
+    rig.settle();
+    assert_eq!(rig.closed, [(WorkerId(0), ConnId(0), 0)]);
+    assert_eq!(rig.workers[0].connections(), (5, 5));
+    assert_eq!(open(&mut rig, 0, 2), Ok(()));
+    rig.settle();
+    assert_eq!(rig.closed[1..], [(WorkerId(0), ConnId(1), 0)]);
+    assert_eq!(rig.workers[0].counters().refused, 3);
+}
+
+#[test]
+fn a_crowd_that_does_not_sign_in_displaces_nobody_who_has() {
+    let mut rig = Rig::new(1);
+    rig.hub.all(ToWorker::Limits(Limits { max_unauthenticated: 2, ..Limits::default() }));
+    rig.node(0, 0, 17, 1);
+    for conn in 1..9 {
+        rig.open(0, conn, Purpose::Data);
+    }
+    rig.settle();
+    assert_eq!(rig.closed.iter().map(|(_, conn, _)| conn.0).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(rig.workers[0].connections(), (3, 2));
+    rig.hub.all(ToWorker::Limits(Limits { max_unauthenticated: 0, ..Limits::default() }));
+    rig.settle();
+    rig.workers[0].closed(ConnId(7));
+    rig.workers[0].closed(ConnId(8));
+    let peer = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    assert_eq!(rig.workers[0].open(ConnId(7), peer, rig.now.instant), Err(Refusal::Unauthenticated));
+}
+
+#[test]
+fn behind_a_proxy_the_client_is_limited_and_not_the_proxy() {
+    let mut rig = Rig::new(1);
+    let limits = Limits { max_unauthenticated_per_address: 2, ..Limits::default() };
+    rig.hub.all(ToWorker::Limits(limits));
+    rig.settle();
+    let now = rig.now.instant;
+    let worker = &mut rig.workers[0];
+    let [proxy, client, other] = [1, 2, 3].map(|last| IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)));
+    for conn in 0..5 {
+        assert_eq!(worker.open_behind(ConnId(conn), proxy, now), Ok(()));
+    }
+    assert_eq!(worker.open(ConnId(5), proxy, now), Ok(()), "the proxy itself has its places");
+    for (conn, address, outcome) in [
+        (0, client, Ok(())),
+        (1, client, Ok(())),
+        (1, client, Ok(())),
+        (2, client, Err(Refusal::Address)),
+        (3, other, Ok(())),
+        (99, client, Ok(())),
+    ] {
+        assert_eq!(worker.identified(ConnId(conn), address, now), outcome, "{conn}");
+    }
+    assert_eq!(worker.connections(), (5, 5), "the refused one is gone");
+    let peers: Vec<_> = worker.connection_infos(now, 9).into_iter().map(|info| info.peer).collect();
+    assert_eq!(peers, [client, client, other, proxy, proxy]);
 }
 
 #[test]

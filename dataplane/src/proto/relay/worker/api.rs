@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::proto::drop_reason::DropReason;
 use crate::proto::error::ErrorCode;
 use crate::proto::id::{NodeId, RelayId};
 use crate::proto::relay::{ConnId, FromWorker};
@@ -37,6 +38,12 @@ pub enum Refusal {
     /// Too many of them from this address.
     #[error("too many unauthenticated connections from one address")]
     Address,
+    /// Too many connections from this address.
+    #[error("too many connections from one address")]
+    AddressConnections,
+    /// Too many new connections from this address in a short time.
+    #[error("too many new connections from one address")]
+    AddressRate,
     /// The relay is about to stop.
     #[error("draining")]
     Draining,
@@ -59,8 +66,33 @@ pub enum Command {
         /// WebSocket close code.
         code: u16,
     },
+    /// The data that waits for a connection is for nobody any more: drop it. What is urgent still goes.
+    Discard {
+        /// Which.
+        conn: ConnId,
+        /// To be counted as.
+        reason: DropReason,
+    },
+    /// End it at once, without a word; the machine has forgotten it already.
+    Cut {
+        /// Which.
+        conn: ConnId,
+    },
     /// Tell the hub.
     Report(FromWorker),
+}
+
+/// A mesh link, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkInfo {
+    /// Who is at the other end.
+    pub relay: RelayId,
+    /// Frames handed to it.
+    pub frames: u64,
+    /// Of these, dropped from its queue.
+    pub lost: u64,
+    /// Frames that came from it with a source that is not behind it.
+    pub spoofed: u64,
 }
 
 /// What a worker counts, besides drops.
@@ -80,7 +112,7 @@ pub struct Counters {
     pub sign_ins: u64,
     /// ERROR frames, by their code's place in [`ErrorCode::ALL`].
     pub errors: [u64; ErrorCode::ALL.len()],
-    /// Connections not taken.
+    /// Connections not taken, or cut for newer ones.
     pub refused: u64,
     /// Cut because nothing was authenticated in time.
     pub handshake_timeouts: u64,
@@ -93,7 +125,7 @@ pub struct ConnectionInfo {
     pub conn: ConnId,
     /// `opening`, `data` or `mesh`
     pub kind: &'static str,
-    /// The other end (the proxy, behind one).
+    /// The client, as far as it is known: behind a proxy that says nothing, the proxy.
     pub peer: IpAddr,
     /// Nodes authenticated on it.
     pub nodes: Vec<NodeId>,

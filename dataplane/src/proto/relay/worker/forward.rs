@@ -16,16 +16,23 @@ impl Worker {
     ///
     /// # Errors
     /// The frame has no room for its ids, or the connection may not forward yet.
-    pub fn route(&mut self, conn: ConnId, frame: &[u8]) -> Result<Verdict, FrameError> {
+    pub fn route(&mut self, conn: ConnId, frame: &[u8], now: Instant) -> Result<Verdict, FrameError> {
         let route = data::route(frame)?;
         self.counters.frames_in += 1;
         self.counters.bytes_in += frame.len() as u64;
         let verdict = match self.conn_mut(conn).map(|conn| &mut conn.role) {
-            Some(Role::Data(memberships)) if !memberships.is_empty() => self.route_data(conn, route, None),
+            Some(Role::Data(memberships)) if !memberships.is_empty() => {
+                let verdict = self.route_data(conn, route, None);
+                self.metered(verdict, Some(conn), route, frame.len(), now)
+            }
             Some(Role::Mesh(link)) => {
                 link.active = true;
                 let relay = link.relay;
-                self.route_mesh(relay, route)
+                let verdict = self.route_mesh(relay, route);
+                if verdict == Verdict::Drop(DropReason::SpoofedSource) {
+                    self.link_lied(conn);
+                }
+                self.metered(verdict, None, route, frame.len(), now)
             }
             _ => return Err(FrameError::UnexpectedType(frame.get(1).copied().unwrap_or_default())),
         };
@@ -34,11 +41,13 @@ impl Worker {
     }
 
     /// Says what to do with a frame that another worker has checked and handed over. Drops are counted.
-    pub fn route_handed_over(&mut self, hop: Hop, frame: &[u8]) -> Verdict {
+    pub fn route_handed_over(&mut self, hop: Hop, frame: &[u8], now: Instant) -> Verdict {
         let Ok(route) = data::route(frame) else { return Verdict::Drop(DropReason::Malformed) };
         let verdict = match hop {
             Hop::Deliver => match self.directory.find(route.destination).map(|entry| entry.place) {
                 Some(Place::Here(conn)) => Verdict::Local(conn),
+                // It has signed in elsewhere while the frame was under way.
+                Some(Place::Worker(_)) => Verdict::Drop(DropReason::Replaced),
                 _ => Verdict::Drop(DropReason::DestinationOffline),
             },
             Hop::Mesh(relay) => match self.links.get(&relay) {
@@ -46,6 +55,7 @@ impl Worker {
                 _ => Verdict::Drop(DropReason::MeshLinkDown),
             },
         };
+        let verdict = self.metered(verdict, None, route, frame.len(), now);
         self.count(verdict, route.source, frame.len());
         verdict
     }
@@ -57,7 +67,7 @@ impl Worker {
         now: Instant,
         forward: &mut impl FnMut(Verdict, &[u8]),
     ) -> Result<(), FrameError> {
-        match self.route(conn, frame)? {
+        match self.route(conn, frame, now)? {
             Verdict::Drop(reason) => self.say_dropped(conn, reason, frame, now),
             verdict => forward(verdict, frame),
         }
@@ -85,6 +95,7 @@ impl Worker {
             self.counters.frames_in += 1;
             self.counters.bytes_in += frame.bytes.len() as u64;
             let verdict = self.route_data(conn, route, Some(relay));
+            let verdict = self.metered(verdict, Some(conn), route, frame.bytes.len(), now);
             self.count(verdict, route.source, frame.bytes.len());
             match verdict {
                 Verdict::Drop(reason) => self.say_dropped(conn, reason, frame.bytes, now),
@@ -161,6 +172,7 @@ impl Worker {
                 self.counters.mesh_frames_out += 1;
                 if let Some(Role::Mesh(link)) = self.conn_mut(conn).map(|conn| &mut conn.role) {
                     link.active = true;
+                    link.frames += 1;
                 }
             }
             Verdict::Local(_) | Verdict::Worker(..) => {}

@@ -1,5 +1,7 @@
 //! What the hub says changes a worker's tables, and may end connections.
 
+use std::sync::Arc;
+
 use super::{LinkPlace, Membership, Role, Worker};
 use crate::proto::error::ErrorCode;
 use crate::proto::id::NodeId;
@@ -16,7 +18,9 @@ impl Worker {
                 self.relay_id = *relay_id;
                 self.verifier.clone_from(verifier);
             }
-            ToWorker::Limits(limits) => self.limits = limits.clone(),
+            ToWorker::Limits(limits) => self.set_limits(limits),
+            ToWorker::Calendar(calendar) => self.calendar = *calendar,
+            ToWorker::MeshTokens(tokens) => self.mesh_tokens = Arc::clone(tokens),
             ToWorker::Grace(grace) => {
                 self.grace = *grace;
                 for conn in self.data_connections() {
@@ -81,7 +85,7 @@ impl Worker {
 
     /// Cuts every connection that is authenticated by a token which is now void.
     fn revoke(&mut self, revocations: &Revocations, now: Now) {
-        self.revoked.prune(now.unix, 86_400);
+        self.revoked.prune(self.calendar.earliest(now), 86_400);
         self.revoked.extend(revocations);
         for slot in 0..self.conns.len() {
             let conn = ConnId(slot as u32);
@@ -89,10 +93,8 @@ impl Worker {
             let hit: Option<Option<NodeId>> = match self.conn(conn).map(|conn| &conn.role) {
                 Some(Role::Data(memberships)) => memberships.iter().find(void).map(|token| Some(token.node)),
                 Some(Role::Mesh(link)) => {
-                    // Who dialled shows no token to us; its relay's revocation counts from any date.
-                    let (jti, iat) = link.token.as_ref().map_or(("", 0), |(jti, iat)| (jti.as_str(), *iat));
-                    let void = self.revoked.covers_relay(link.relay, jti, iat);
-                    (void && link.token.is_some()).then_some(None)
+                    let (jti, iat) = &link.token;
+                    self.revoked.covers_relay(link.relay, jti, *iat).then_some(None)
                 }
                 _ => None,
             };

@@ -2,16 +2,20 @@
 
 use std::time::Duration;
 
-use super::{Membership, Role, Worker, instant_of};
+use super::{Command, Membership, Role, Worker, instant_of};
+use crate::proto::drop_reason::DropReason;
 use crate::proto::error::ErrorCode;
 use crate::proto::id::{NodeId, RelayId};
 use crate::proto::relay::directory::Place;
 use crate::proto::relay::{ConnId, FromWorker};
-use crate::proto::time::Now;
-use crate::proto::token::{RelaySubject, Token, accepted_until};
+use crate::proto::time::{Now, UnixTime};
+use crate::proto::token::{LEEWAY, RelaySubject, Token, TokenError, accepted_until};
 use crate::proto::wire::control::server::{NodeAuthorised, RelayAuthorised, TokenAuth};
 use crate::proto::wire::control::{AuthRequest, AuthResponse, parse, to_payload};
 use crate::proto::wire::frame::FrameType;
+
+/// How often a token that has run out by one clock and not by the other is looked at again.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(60);
 
 impl Worker {
     /// A whole AUTH_REQUEST or AUTH_RESPONSE, on a connection that expects it.
@@ -39,7 +43,9 @@ impl Worker {
         let Some(verifier) = self.verifier.clone().filter(|_| self.relay_id.0 != 0) else {
             return self.fail(conn, ErrorCode::Unavailable, "relay has no token keys yet".into(), None);
         };
-        match verifier.verify_relay(auth.token.reveal(), self.relay_id, &self.revoked, now.unix, self.grace) {
+        let verify =
+            |unix| verifier.verify_relay(auth.token.reveal(), self.relay_id, &self.revoked, unix, self.grace);
+        match self.by_either_clock(now, verify) {
             Ok(token) => self.admit(conn, token, now),
             Err(error) => self.fail(conn, error.code(), error.to_string(), None),
         }
@@ -50,8 +56,9 @@ impl Worker {
         let limit = self.limits.max_memberships;
         let Some(Role::Data(memberships)) = self.conn_mut(conn).map(|conn| &mut conn.role) else { return };
         let (first, full) = (memberships.is_empty(), memberships.len() >= limit);
+        let rates = Membership::claimed(&token.subject);
         let Token { jti, iat, exp, not_after, .. } = token;
-        let membership = Membership { node, jti, iat, exp, not_after, answer_due: false };
+        let membership = Membership { node, jti, iat, exp, not_after, rates, answer_due: false };
         match memberships.iter_mut().find(|known| known.node == node) {
             Some(known) => *known = Membership { answer_due: known.answer_due, ..membership },
             None if full => {
@@ -61,7 +68,7 @@ impl Worker {
             None => memberships.push(membership),
         }
         if first {
-            self.unauthenticated -= 1;
+            self.authenticated(conn, true);
         }
         self.counters.sign_ins += 1;
         if self.directory.find(node).is_none_or(|entry| entry.place != Place::Here(conn)) {
@@ -73,6 +80,7 @@ impl Worker {
         } else {
             self.answer(conn, node, exp);
         }
+        self.limit_node(node, rates);
         self.schedule_expiry(conn, now);
     }
 
@@ -111,7 +119,8 @@ impl Worker {
         memberships.retain(|membership| membership.node != node);
         if memberships.is_empty() {
             // Counted as unauthenticated for the moment it takes to close it.
-            self.unauthenticated += 1;
+            self.authenticated(old, false);
+            self.commands.push_back(Command::Discard { conn: old, reason: DropReason::Replaced });
             self.go_away(old, "replaced", Duration::ZERO);
             self.close(old, 1000);
         }
@@ -121,32 +130,68 @@ impl Worker {
         let Some(verifier) = self.verifier.clone().filter(|_| self.relay_id.0 != 0) else {
             return self.fail(conn, ErrorCode::Unavailable, "relay has no token keys yet".into(), None);
         };
-        match verifier.verify_mesh(auth.token.reveal(), self.relay_id, &self.revoked, now.unix, self.grace) {
+        let verify =
+            |unix| verifier.verify_mesh(auth.token.reveal(), self.relay_id, &self.revoked, unix, self.grace);
+        match self.by_either_clock(now, verify) {
             Ok(token) => {
-                let answer = RelayAuthorised { relay_id: self.relay_id };
+                let relay = token.subject.server_id;
+                let own = self.mesh_tokens.get(&relay).cloned().unwrap_or_default();
+                let answer = RelayAuthorised { relay_id: self.relay_id, token: own };
                 self.send(conn, FrameType::AuthResponse, &to_payload(&AuthResponse::Mesh(answer)));
-                self.link_up(conn, token.subject.server_id, Some((token.jti, token.iat)), now);
+                self.link_up(conn, relay, (token.jti, token.iat), now);
             }
             Err(error) => self.fail(conn, error.code(), error.to_string(), None),
         }
     }
 
-    fn mesh_answered(&mut self, conn: ConnId, expected: RelayId, payload: &[u8], now: Now) {
-        match parse::<AuthResponse>(FrameType::AuthResponse, payload) {
-            Ok(AuthResponse::Mesh(answer)) if answer.relay_id == expected => {
-                self.link_up(conn, expected, None, now);
+    /// A token's dates are right when they are by our clock or by the controller's.
+    fn by_either_clock<T>(
+        &self,
+        now: Now,
+        verify: impl Fn(UnixTime) -> Result<T, TokenError>,
+    ) -> Result<T, TokenError> {
+        match verify(now.unix) {
+            Err(error @ (TokenError::Expired | TokenError::NotYetValid)) => {
+                let other = self.calendar.controllers(now.instant);
+                other
+                    .filter(|other| other.as_secs().abs_diff(now.unix.as_secs()) > LEEWAY.as_secs())
+                    .map_or(Err(error), verify)
             }
-            Ok(_) => self.fail(conn, ErrorCode::Malformed, format!("this is not relay {expected}"), None),
+            outcome => outcome,
+        }
+    }
+
+    /// The relay that we dialled proves who it is as we have: with a token for the two of us.
+    fn mesh_answered(&mut self, conn: ConnId, expected: RelayId, payload: &[u8], now: Now) {
+        let answer = match parse::<AuthResponse>(FrameType::AuthResponse, payload) {
+            Ok(AuthResponse::Mesh(answer)) if answer.relay_id == expected => answer,
+            Ok(_) => {
+                return self.fail(conn, ErrorCode::Malformed, format!("this is not relay {expected}"), None);
+            }
+            Err(error) => return self.fail(conn, error.code(), error.to_string(), None),
+        };
+        let Some(verifier) = self.verifier.clone() else {
+            return self.fail(conn, ErrorCode::Unavailable, "relay has no token keys yet".into(), None);
+        };
+        let verify = |unix| {
+            verifier.verify_mesh(answer.token.reveal(), self.relay_id, &self.revoked, unix, self.grace)
+        };
+        match self.by_either_clock(now, verify) {
+            Ok(token) if token.subject.server_id == expected => {
+                self.link_up(conn, expected, (token.jti, token.iat), now);
+            }
+            Ok(_) => {
+                self.fail(conn, ErrorCode::InvalidToken, format!("not a token of relay {expected}"), None);
+            }
             Err(error) => self.fail(conn, error.code(), error.to_string(), None),
         }
     }
 
     /// Ends the connection when a token on it has run out, else waits for the next that will.
     pub(super) fn check_expiry(&mut self, conn: ConnId, now: Now) {
-        let grace = self.grace;
+        let (grace, unix) = (self.grace, self.calendar.earliest(now));
         let Some(Role::Data(memberships)) = self.conn(conn).map(|conn| &conn.role) else { return };
-        let ended =
-            memberships.iter().find(|token| now.unix > accepted_until(token.exp, token.not_after, grace));
+        let ended = memberships.iter().find(|token| unix > accepted_until(token.exp, token.not_after, grace));
         match ended.map(|membership| membership.node) {
             Some(node) => self.fail(conn, ErrorCode::TokenExpired, "token expired".into(), Some(node)),
             None => self.schedule_expiry(conn, now),
@@ -160,8 +205,12 @@ impl Worker {
             .iter()
             .map(|membership| accepted_until(membership.exp, membership.not_after, grace))
             .min();
-        // One second more, so that "past it" is true then.
-        let at = first.map(|until| instant_of(until + Duration::from_secs(1), now));
+        let latest = Now { unix: self.calendar.latest(now), ..now };
+        let at = first.map(|until| {
+            // One second more, so that "past it" is true then; unless the clocks differ, and one of them may come to its senses any time.
+            let at = instant_of(until + Duration::from_secs(1), latest);
+            if at > now.instant { at } else { now.instant + CLOCKS_DIFFER }
+        });
         self.set_timer(conn, at);
     }
 }

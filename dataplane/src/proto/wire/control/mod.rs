@@ -60,6 +60,52 @@ pub struct ErrorMessage {
     /// The sender closes the connection after this.
     #[serde(default)]
     pub fatal: bool,
+    /// With 4003, when frames are dropped because of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<LimitNotice>,
+}
+
+/// Which limit of rate is exceeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitNotice {
+    /// Whose.
+    pub scope: LimitScope,
+    /// Which way.
+    pub direction: LimitDirection,
+    /// Of what.
+    pub unit: LimitUnit,
+    /// How many a second are allowed.
+    pub per_second: u64,
+}
+
+/// Whose limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitScope {
+    /// The node's.
+    Node,
+    /// That of all nodes behind one address.
+    Address,
+}
+
+/// As the node sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitDirection {
+    /// What it sends.
+    Up,
+    /// What it is sent.
+    Down,
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitUnit {
+    /// Bytes of frames, headers included.
+    Bytes,
+    /// Frames.
+    Frames,
 }
 
 impl ErrorMessage {
@@ -70,7 +116,7 @@ impl ErrorMessage {
 
     /// With a text of its own; fatal when the code closes the connection.
     pub fn with(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), node: None, fatal: code.close_code().is_some() }
+        Self { code, message: message.into(), node: None, fatal: code.close_code().is_some(), limit: None }
     }
 
     /// About a node.

@@ -381,6 +381,9 @@ pub struct LatencySample {
     pub to: End,
     /// Milliseconds.
     pub rtt_ms: f64,
+    /// Share of frames that were dropped on the way, 0 to 1, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
 }
 
 /// LATENCY_REPORT.

@@ -33,6 +33,9 @@ pub struct NodeAuthorised {
 pub struct RelayAuthorised {
     /// Who answers.
     pub relay_id: RelayId,
+    /// Its own mesh_token for the relay that dialled: both ends prove who they are.
+    #[serde(default)]
+    pub token: Secret,
 }
 
 /// SERVER_REGISTER.
