@@ -82,6 +82,9 @@ $(IROH_ROOT)/.$(IROH_RELAY): | toolchain
 	CARGO_PROFILE_RELEASE_LTO=thin CARGO_TARGET_DIR=target/rivals/build cargo install --quiet --force --locked --root $(IROH_ROOT) iroh-relay@$(IROH_RELAY) --features server
 	@touch $@
 
+bench-micro: toolchain ## the steps of a packet, each by itself (criterion)
+	cargo bench --quiet -p edgelink-bench --bench micro
+
 fuzz: venv ## each fuzz target for a minute (FUZZ_SECONDS=60); needs a nightly toolchain
 	fuzz/run $(or $(FUZZ_SECONDS),60)
 
@@ -91,4 +94,4 @@ advisories: venv ## known vulnerabilities in dependencies (needs the network)
 clean: ## what was built
 	rm -rf target fuzz/target $(VENV)
 
-.PHONY: help demo test test-rust test-python test-e2e soak check build dist wheel venv toolchain bench-relay fuzz advisories clean
+.PHONY: help demo test test-rust test-python test-e2e soak check build dist wheel venv toolchain bench-relay bench-micro fuzz advisories clean

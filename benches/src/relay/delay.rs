@@ -10,7 +10,6 @@ use super::engine::{Engine, Pace};
 use super::row::{Bench, Sample};
 use super::setup::{Background, Span, Traffic, interval, pairs, quantile_us};
 
-const WARM_UP: Duration = Duration::from_millis(500);
 const DRAIN: Duration = Duration::from_secs(2);
 /// Each pair sends 500 a second.
 const EVERY: Duration = Duration::from_millis(2);
@@ -37,7 +36,7 @@ pub(super) fn alone(bench: &Bench, contender: &Contender) -> anyhow::Result<Vec<
         let traffic = Traffic { batch: 1, stamped: true, ..Traffic::batched(contender) };
         let mut engine = pairs(&server, bench.tls(true), 0, PAIRS, traffic)?;
         engine.pace_all(Pace::Every(EVERY));
-        engine.run_for(WARM_UP)?;
+        engine.run_for(bench.warm_up)?;
         engine.delays.clear();
         let span = Span::watch(&mut engine, &server, 2 * bench.time)?;
         let quantile = |delays: &mut [u64], share| quantile_us(delays, share).context("no frame came back");
@@ -85,7 +84,7 @@ pub(super) fn under_load(
                 for (level, delays) in LEVELS.iter().zip(&mut delays) {
                     let rate = full * f64::from(*level) / 100.0;
                     load.pace_all(Pace::Every(interval(rate, LOADERS as usize, 32)))?;
-                    probes.run_for(WARM_UP)?;
+                    probes.run_for(bench.warm_up)?;
                     probes.delays.clear();
                     last = Some(Span::watch(&mut probes, &server, bench.time)?);
                     delays.append(&mut probes.delays);
@@ -112,7 +111,7 @@ pub(super) fn peak(bench: &Bench, contender: &Contender) -> anyhow::Result<f64> 
         peaks.push(bench.saying(&server, || {
             let mut engine = pairs(&server, bench.tls(true), 0, LOADERS, Traffic::batched(contender))?;
             engine.pace_all(Pace::Window(128));
-            engine.run_for(WARM_UP)?;
+            engine.run_for(bench.warm_up)?;
             Ok(Span::watch(&mut engine, &server, bench.time / 2)?.frames_per_second())
         })?);
     }

@@ -20,10 +20,11 @@ use super::transport::{Reading, SCRATCH};
 
 /// A flow with a window that has received nothing for so long has lost what it waits for.
 const STALL: Duration = Duration::from_millis(300);
-/// Frames that a flow sends before another one gets its turn.
+/// Frames that a flow sends before another one gets its turn; fewer when a timetable says what is sent.
 const FRAMES_PER_TURN: u64 = 128;
-/// The same, when a timetable says what is sent.
 const FRAMES_PER_TIMED_TURN: u64 = 32;
+/// Frames that all send before what has arrived is read: receivers that are late would be part of the load.
+const FRAMES_BETWEEN_READS: u64 = 512;
 /// What is due for longer is refused: a sender's queue is not longer than that.
 const LATEST: Duration = Duration::from_millis(20);
 /// No client's.
@@ -245,11 +246,17 @@ impl Engine {
             for _ in 0..self.readable.len() {
                 self.read_one()?;
             }
-            for index in 0..self.timed.len() {
-                self.send_due(self.timed[index])?;
+            let enough = self.sent + FRAMES_BETWEEN_READS;
+            for _ in 0..self.timed.len() {
+                // Whoever was last is first next time.
+                self.timed.rotate_left(1);
+                self.send_due(self.timed[0])?;
+                if self.sent >= enough {
+                    break;
+                }
             }
             for _ in 0..self.sendable.len() {
-                if !self.send_one()? {
+                if self.sent >= enough || !self.send_one()? {
                     break;
                 }
             }
@@ -375,7 +382,6 @@ impl Engine {
     fn send_due(&mut self, index: usize) -> anyhow::Result<()> {
         let Pace::Every(interval) = self.flows[index].pace else { return Ok(()) };
         let now = Instant::now();
-        // Not many before what has arrived is read: a receiver that is late is part of the load.
         for _ in 0..(FRAMES_PER_TIMED_TURN / self.flows[index].batch.frames).max(1) {
             let flow = &mut self.flows[index];
             if flow.due > now {

@@ -11,7 +11,6 @@ use super::engine::{Engine, Flow, Pace};
 use super::row::{Bench, Sample};
 use super::setup::{Span, Traffic, batch, interval, pairs, receiver};
 
-const WARM_UP: Duration = Duration::from_millis(500);
 const DRAIN: Duration = Duration::from_secs(2);
 const PAIRS: u32 = 16;
 const WINDOW: u64 = 128;
@@ -31,7 +30,7 @@ pub(super) fn goodput(bench: &Bench, contender: &Contender) -> anyhow::Result<Ve
         let peak = peak(bench, &server, &mut engine)?;
         let offered = interval(OFFERED * peak.frames_per_second(), PAIRS as usize, traffic.batch);
         engine.pace_all(Pace::Every(offered));
-        engine.run_for(WARM_UP)?;
+        engine.run_for(bench.warm_up)?;
         let over = Span::watch(&mut engine, &server, bench.time)?;
         engine.drain(DRAIN)?;
         let percent = over.frames_per_second() / peak.frames_per_second() * 100.0;
@@ -41,7 +40,7 @@ pub(super) fn goodput(bench: &Bench, contender: &Contender) -> anyhow::Result<Ve
 
 fn peak(bench: &Bench, server: &Running, engine: &mut Engine) -> anyhow::Result<Span> {
     engine.pace_all(Pace::Window(WINDOW));
-    engine.run_for(WARM_UP)?;
+    engine.run_for(bench.warm_up)?;
     let peak = Span::watch(engine, server, bench.time)?;
     engine.drain(DRAIN)?;
     Ok(peak)
@@ -59,7 +58,7 @@ pub(super) fn greedy(bench: &Bench, contender: &Contender) -> anyhow::Result<Vec
         let share = peak / 2.0 / f64::from(PAIRS);
         engine.pace_all(Pace::Every(interval(share, 1, traffic.batch)));
         engine.pace(0, Pace::Every(interval(share * GREED, 1, traffic.batch)));
-        engine.run_for(WARM_UP)?;
+        engine.run_for(bench.warm_up)?;
         let span = Span::watch(&mut engine, &server, bench.time)?;
         engine.drain(DRAIN)?;
         let (mut offered, mut delivered) = (0, 0);
@@ -108,7 +107,7 @@ pub(super) fn evenness(bench: &Bench, contender: &Contender) -> anyhow::Result<V
     bench.saying(&server, || {
         let mut engine = pairs(&server, bench.tls(true), 0, FLOWS, Traffic::batched(contender))?;
         engine.pace_all(Pace::Flood);
-        engine.run_for(2 * WARM_UP)?;
+        engine.run_for(2 * bench.warm_up)?;
         let delivered = |engine: &Engine| -> Vec<u64> {
             (0..engine.flows.len()).map(|flow| engine.delivered(flow)).collect()
         };

@@ -14,6 +14,9 @@ use super::throughput::{Figure, Load};
 use super::{delay, memory, overload, session, storm, throughput, transport};
 use crate::report::Better;
 
+/// Before anything is measured: windows open, buffers grow.
+const WARM_UP: Duration = Duration::from_millis(500);
+
 /// One figure of one contender in one round.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sample {
@@ -65,8 +68,9 @@ impl Sample {
 /// What scenarios need.
 pub(super) struct Bench<'a> {
     pub(super) setting: &'a Setting,
-    /// How long is measured.
+    /// How long is measured, and what goes before.
     pub(super) time: Duration,
+    pub(super) warm_up: Duration,
     /// In place of each row's own.
     pub(super) window: Option<u64>,
     /// Connections where there are many.
@@ -83,7 +87,8 @@ impl<'a> Bench<'a> {
         many: u32,
     ) -> anyhow::Result<Self> {
         let tls = Arc::new(transport::client_config(setting.root.clone())?);
-        Ok(Self { setting, time, window, many, tls, plain_peak: OnceLock::new() })
+        let warm_up = WARM_UP.min(time);
+        Ok(Self { setting, time, warm_up, window, many, tls, plain_peak: OnceLock::new() })
     }
 
     /// How clients speak TLS.

@@ -14,7 +14,6 @@ use super::row::{Bench, Sample};
 use super::setup::{Span, Traffic, pairs, quantile_us, receiver, silent};
 use crate::process::work_when_idle;
 
-const WARM_UP: Duration = Duration::from_millis(500);
 const DRAIN: Duration = Duration::from_secs(2);
 const PAIRS: u32 = 16;
 const EVERY: Duration = Duration::from_millis(2);
@@ -53,7 +52,7 @@ fn quiet(bench: &Bench, server: &Running, probes: &mut Engine) -> anyhow::Result
                 }
             }
         });
-        let result = probes.run_for(WARM_UP).and_then(|()| {
+        let result = probes.run_for(bench.warm_up).and_then(|()| {
             probes.delays.clear();
             Span::watch(probes, server, 2 * bench.time)
         });

@@ -7,9 +7,7 @@ use super::engine::Pace;
 use super::row::{Bench, Sample};
 use super::setup::{Span, Traffic, pairs};
 
-/// Before anything is measured.
-const WARM_UP: Duration = Duration::from_millis(500);
-/// After it, for what is still on its way.
+/// After what is measured, for what is still on its way.
 const DRAIN: Duration = Duration::from_secs(3);
 /// Frames on their way between all peers together, however many there are: the load is the same.
 const ON_THE_WAY: u64 = 2048;
@@ -41,7 +39,7 @@ pub(super) fn measure(bench: &Bench, contender: &Contender, load: &Load) -> anyh
         let traffic = Traffic { payload: load.payload, batch: load.batch, ..Traffic::batched(contender) };
         let mut engine = pairs(&server, bench.tls(load.tls), 0, load.pairs, traffic)?;
         engine.pace_all(Pace::Window(bench.window.unwrap_or(load.window).max(u64::from(load.batch))));
-        engine.run_for(WARM_UP)?;
+        engine.run_for(bench.warm_up)?;
         let span = Span::watch(&mut engine, &server, bench.time)?;
         engine.drain(DRAIN)?;
         let value = match load.figure {
@@ -65,7 +63,7 @@ pub(super) fn many_peers(
             let mut engine = pairs(&server, bench.tls(true), 0, peers / 2, Traffic::batched(contender))?;
             engine.set_budget(ON_THE_WAY);
             engine.pace_all(Pace::Flood);
-            engine.run_for(WARM_UP)?;
+            engine.run_for(bench.warm_up)?;
             let span = Span::watch(&mut engine, &server, bench.time)?;
             engine.drain(DRAIN)?;
             Ok((span, engine.missing()))
