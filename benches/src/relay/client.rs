@@ -39,7 +39,7 @@ impl Client {
             Transport::connect(server.address, node.0, tls, (path, headers), scratch, &mut |bytes| {
                 receiver.push(bytes)
             })?;
-        let request = dialect.sign_in(&(server.token)(node)?)?;
+        let request = dialect.sign_in(&server.token(node)?)?;
         if !request.is_empty() {
             transport.send_patiently(&request, scratch)?;
         }

@@ -151,8 +151,31 @@ pub(super) struct Running {
     pub(super) address: SocketAddr,
     /// What it speaks.
     pub(super) dialect: Dialect,
-    /// What a node signs in with.
-    pub(super) token: fn(NodeId) -> anyhow::Result<String>,
+    tokens: Tokens,
+}
+
+/// What a node signs in with.
+#[derive(Clone, Copy, Debug)]
+enum Tokens {
+    /// A relay token, signed.
+    Signed,
+    /// Its id in decimal: the plain forwarder believes what a node says.
+    Id,
+}
+
+impl Running {
+    /// What `node` signs in with.
+    pub(super) fn token(&self, node: NodeId) -> anyhow::Result<String> {
+        match self.tokens {
+            Tokens::Signed => relay_token(node),
+            Tokens::Id => Ok(node.to_string()),
+        }
+    }
+
+    /// Does `work` with it; when that fails, what the server said is part of the error.
+    pub(super) fn saying<T>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+        work().with_context(|| format!("it said: {}", self.process.output_tail().trim()))
+    }
 }
 
 /// What all contenders share: the certificate, and a folder for their files.
@@ -209,7 +232,7 @@ fn start_edgelink(
     let mut command = Command::new(binary);
     command.arg("--config").arg(&file);
     let process = Server::start(command, setting.folder.join("edgelink-relay.log"), address)?;
-    Ok(Running { process, address, dialect: Dialect::Edgelink, token: relay_token })
+    Ok(Running { process, address, dialect: Dialect::Edgelink, tokens: Tokens::Signed })
 }
 
 fn start_plain(setting: &Setting, tls: bool, flush_each: bool) -> anyhow::Result<Running> {
@@ -223,7 +246,7 @@ fn start_plain(setting: &Setting, tls: bool, flush_each: bool) -> anyhow::Result
         command.arg("--certificate").arg(&setting.certificate).arg("--key").arg(&setting.key);
     }
     let process = Server::start(command, setting.folder.join("plain.log"), address)?;
-    Ok(Running { process, address, dialect: Dialect::Edgelink, token: plain_token })
+    Ok(Running { process, address, dialect: Dialect::Edgelink, tokens: Tokens::Id })
 }
 
 /// Its own binary as published, without limits. It opens a second port, for HTTP.
@@ -247,7 +270,7 @@ fn start_iroh(setting: &Setting, binary: &Path) -> anyhow::Result<Running> {
     let mut command = Command::new(binary);
     command.arg("--config-path").arg(&file).env("RUST_LOG", "error");
     let process = Server::start(command, setting.folder.join("iroh-relay.log"), address)?;
-    Ok(Running { process, address, dialect: Dialect::Iroh, token: plain_token })
+    Ok(Running { process, address, dialect: Dialect::Iroh, tokens: Tokens::Id })
 }
 
 fn start_hook(setting: &Setting, hook: &Hook, tls: bool) -> anyhow::Result<Running> {
@@ -265,17 +288,12 @@ fn start_hook(setting: &Setting, hook: &Hook, tls: bool) -> anyhow::Result<Runni
         ("token_key", key),
     ];
     let process = hook.start(&values, setting.folder.join(format!("{}.log", hook.file_name())), address)?;
-    let (dialect, token): (_, fn(NodeId) -> anyhow::Result<String>) = match hook.protocol {
-        Protocol::Ours => (Dialect::Edgelink, relay_token),
-        Protocol::PlainWs => (Dialect::Edgelink, plain_token),
-        Protocol::Iroh => (Dialect::Iroh, plain_token),
+    let (dialect, tokens) = match hook.protocol {
+        Protocol::Ours => (Dialect::Edgelink, Tokens::Signed),
+        Protocol::PlainWs => (Dialect::Edgelink, Tokens::Id),
+        Protocol::Iroh => (Dialect::Iroh, Tokens::Id),
     };
-    Ok(Running { process, address, dialect, token })
-}
-
-/// The plain forwarder believes what a node says.
-fn plain_token(node: NodeId) -> anyhow::Result<String> {
-    Ok(node.to_string())
+    Ok(Running { process, address, dialect, tokens })
 }
 
 fn signer() -> anyhow::Result<TokenSigner> {

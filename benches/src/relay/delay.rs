@@ -32,16 +32,17 @@ const PEAKS: usize = 3;
 /// Nothing but the frames that are timed: p50 and p99, microseconds.
 pub(super) fn alone(bench: &Bench, contender: &Contender) -> anyhow::Result<Vec<Sample>> {
     let server = contender.start(bench.setting, true, 1)?;
-    bench.saying(&server, || {
+    server.saying(|| {
         let traffic = Traffic { batch: 1, stamped: true, ..Traffic::batched(contender) };
         let mut engine = pairs(&server, bench.tls(true), 0, PAIRS, traffic)?;
         engine.pace_all(Pace::Every(EVERY));
         engine.run_for(bench.warm_up)?;
         engine.delays.clear();
         let span = Span::watch(&mut engine, &server, 2 * bench.time)?;
-        let quantile = |delays: &mut [u64], share| quantile_us(delays, share).context("no frame came back");
-        let half = quantile(&mut engine.delays, 0.5)?;
-        let most = quantile(&mut engine.delays, 0.99)?;
+        let quantile =
+            |delays: &mut [u64], percent| quantile_us(delays, percent).context("no frame came back");
+        let half = quantile(&mut engine.delays, 50)?;
+        let most = quantile(&mut engine.delays, 99)?;
         engine.drain(DRAIN)?;
         let sample = |value| Sample::of(value).used(&span).lost(engine.missing());
         Ok(vec![sample(half), sample(most)])
@@ -68,7 +69,7 @@ pub(super) fn under_load(
         FullLoad::Own => peak(bench, contender)?,
     };
     let server = contender.start(bench.setting, true, 1)?;
-    bench.saying(&server, || {
+    server.saying(|| {
         let tls = bench.tls(true);
         let traffic = Traffic::batched(contender);
         let load = pairs(&server, tls, LOADERS_FROM, LOADERS, traffic)?;
@@ -92,14 +93,13 @@ pub(super) fn under_load(
             }
             load.end()
         })?;
-        let [low, high] =
-            delays.map(|mut delays| quantile_us(&mut delays, 0.99).context("no frame came back"));
+        let [low, high] = delays.map(|mut delays| quantile_us(&mut delays, 99).context("no frame came back"));
         let (low, high) = (low?, high?);
-        let mut sample = Sample::of(high / low).note(format!("p99 {low:.0} and {high:.0} us"));
+        let mut sample = Sample::of(high / low).note(&format!("p99 {low:.0} and {high:.0} us"));
         if let Some(span) = last {
             sample = sample.used_by_server(&span);
         }
-        Ok(vec![sample.note(fate(&load))])
+        Ok(vec![sample.note(&fate(&load))])
     })
 }
 
@@ -108,7 +108,7 @@ pub(super) fn peak(bench: &Bench, contender: &Contender) -> anyhow::Result<f64> 
     let mut peaks = Vec::new();
     for _ in 0..PEAKS {
         let server = contender.start(bench.setting, true, 1)?;
-        peaks.push(bench.saying(&server, || {
+        peaks.push(server.saying(|| {
             let mut engine = pairs(&server, bench.tls(true), 0, LOADERS, Traffic::batched(contender))?;
             engine.pace_all(Pace::Window(128));
             engine.run_for(bench.warm_up)?;

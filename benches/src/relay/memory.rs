@@ -27,7 +27,7 @@ const WORKERS: u32 = 8;
 /// Bytes a connection, fresh and after traffic.
 pub(super) fn idle(bench: &Bench, contender: &Contender) -> anyhow::Result<Vec<Sample>> {
     let server = contender.start(bench.setting, true, 1)?;
-    bench.saying(&server, || {
+    server.saying(|| {
         std::thread::sleep(SETTLE);
         let before = server.process.resident()?;
         let count = bench.many & !1;
@@ -46,7 +46,7 @@ pub(super) fn idle(bench: &Bench, contender: &Contender) -> anyhow::Result<Vec<S
         engine.run_for(SETTLE)?;
         let used = each(server.process.resident()?);
         let note = format!("{count} connections");
-        Ok(vec![Sample::of(fresh).note(note.clone()), Sample::of(used).note(note)])
+        Ok(vec![Sample::of(fresh).note(&note), Sample::of(used).note(&note)])
     })
 }
 

@@ -221,20 +221,14 @@ fn measure_with_retry(bench: &Bench, group: &Group, contender: &Contender) -> an
 }
 
 fn progress(sample: &Sample) -> String {
-    let mut out = report::number(sample.value);
-    if let Some(percent) = sample.server_percent {
-        out += &format!(", server {percent:.0} %");
-    }
-    if let Some(percent) = sample.client_percent {
-        out += &format!(", clients {percent:.0} %");
-    }
+    let mut parts = vec![report::number(sample.value)];
+    parts.extend(sample.server_percent.map(|percent| format!("server {percent:.0} %")));
+    parts.extend(sample.client_percent.map(|percent| format!("clients {percent:.0} %")));
     if sample.lost > 0 {
-        out += &format!(", {} lost", sample.lost);
+        parts.push(format!("{} lost", sample.lost));
     }
-    if let Some(note) = &sample.note {
-        out += &format!(", {note}");
-    }
-    out
+    parts.extend(sample.note.clone());
+    parts.join(", ")
 }
 
 fn summarise(contender: &Contender, samples: &[&Sample]) -> Option<Measurement> {

@@ -24,7 +24,7 @@ const FLOWS: u32 = 100;
 /// Delivered under three times the load that fits, percent of the peak, both on the same server.
 pub(super) fn goodput(bench: &Bench, contender: &Contender) -> anyhow::Result<Vec<Sample>> {
     let server = contender.start(bench.setting, true, 1)?;
-    bench.saying(&server, || {
+    server.saying(|| {
         let traffic = Traffic::batched(contender);
         let mut engine = pairs(&server, bench.tls(true), 0, PAIRS, traffic)?;
         let peak = peak(bench, &server, &mut engine)?;
@@ -34,7 +34,7 @@ pub(super) fn goodput(bench: &Bench, contender: &Contender) -> anyhow::Result<Ve
         let over = Span::watch(&mut engine, &server, bench.time)?;
         engine.drain(DRAIN)?;
         let percent = over.frames_per_second() / peak.frames_per_second() * 100.0;
-        Ok(vec![Sample::of(percent).busy(&over).note(fate(&engine))])
+        Ok(vec![Sample::of(percent).busy(&over).note(&fate(&engine))])
     })
 }
 
@@ -50,7 +50,7 @@ fn peak(bench: &Bench, server: &Running, engine: &mut Engine) -> anyhow::Result<
 /// one of the others. Frames of the fifteen that did not arrive (refused by a socket when they were due, or lost), percent.
 pub(super) fn greedy(bench: &Bench, contender: &Contender) -> anyhow::Result<Vec<Sample>> {
     let server = contender.start(bench.setting, true, 1)?;
-    bench.saying(&server, || {
+    server.saying(|| {
         let traffic = Traffic { batch: 8, ..Traffic::batched(contender) };
         let mut engine = with_a_shared_receiver(bench, &server, traffic)?;
         let peak = peak(bench, &server, &mut engine)?.frames_per_second();
@@ -104,7 +104,7 @@ fn with_a_shared_receiver(bench: &Bench, server: &Running, traffic: Traffic) -> 
 /// Every flow sends as much as its socket takes; Jain's index of what they deliver: 1 when all deliver the same, 1/100 when one delivers all.
 pub(super) fn evenness(bench: &Bench, contender: &Contender) -> anyhow::Result<Vec<Sample>> {
     let server = contender.start(bench.setting, true, 1)?;
-    bench.saying(&server, || {
+    server.saying(|| {
         let mut engine = pairs(&server, bench.tls(true), 0, FLOWS, Traffic::batched(contender))?;
         engine.pace_all(Pace::Flood);
         engine.run_for(2 * bench.warm_up)?;

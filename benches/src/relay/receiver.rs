@@ -181,6 +181,7 @@ impl Walk {
             self.take_some(input);
             return Ok(());
         }
+        // No message is empty: there would be no part of it.
         let need = self.message.min(MAX_HEAD);
         if !self.head.fill(need, &mut input) {
             return Ok(());
@@ -189,23 +190,21 @@ impl Walk {
         self.head.have = 0;
         self.left = self.message - need;
         let kind = head[0];
-        if !matches!(kind, iroh::RELAY_DATAGRAM | iroh::RELAY_DATAGRAMS) {
-            let kept = head.get(1..need).unwrap_or_default().to_vec();
-            self.pending = Pending::Note((kind, kept));
-        } else {
+        if matches!(kind, iroh::RELAY_DATAGRAM | iroh::RELAY_DATAGRAMS) {
             let Some(source) = self.source_of(&[&[iroh::RELAY_DATAGRAM], &head[1..need]].concat()) else {
                 bail!("a datagram from somebody else");
             };
-            let (start, size) = match kind {
-                iroh::RELAY_DATAGRAM => (IROH_HEAD, self.message - IROH_HEAD),
-                _ => (IROH_BATCH_HEAD, usize::from(u16::from_be_bytes([head[34], head[35]]))),
-            };
+            let batch = kind == iroh::RELAY_DATAGRAMS;
+            let start = if batch { IROH_BATCH_HEAD } else { IROH_HEAD };
             let contents = self.message.checked_sub(start).context("a datagram without contents")?;
+            let size = if batch { usize::from(u16::from_be_bytes([head[34], head[35]])) } else { contents };
             if size != self.whole || size == 0 {
                 bail!("a datagram of another length: {size}");
             }
             self.stamp(&head[start..]);
             self.pending = Pending::Data { source, frames: contents.div_ceil(size) as u64 };
+        } else {
+            self.pending = Pending::Note((kind, head.get(1..need).unwrap_or_default().to_vec()));
         }
         self.take_some(input);
         Ok(())

@@ -4,10 +4,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use anyhow::Context;
 use rustls::ClientConfig;
 
-use super::contender::{Contender, Running, Setting};
+use super::contender::{Contender, Setting};
 use super::delay::FullLoad;
 use super::setup::Span;
 use super::throughput::{Figure, Load};
@@ -59,8 +58,8 @@ impl Sample {
         Self { lost, ..self }
     }
 
-    pub(super) fn note(self, note: String) -> Self {
-        let note = self.note.map_or_else(|| note.clone(), |before| format!("{before}; {note}"));
+    pub(super) fn note(self, note: &str) -> Self {
+        let note = self.note.map_or_else(|| note.to_owned(), |before| format!("{before}; {note}"));
         Self { note: Some(note), ..self }
     }
 }
@@ -108,15 +107,6 @@ impl<'a> Bench<'a> {
         }
         let peak = delay::plain_peak(self)?;
         Ok(*self.plain_peak.get_or_init(|| peak))
-    }
-
-    /// Does `work` with a server; when it fails, what the server said is part of the error.
-    pub(super) fn saying<T>(
-        &self,
-        server: &Running,
-        work: impl FnOnce() -> anyhow::Result<T>,
-    ) -> anyhow::Result<T> {
-        work().with_context(|| format!("it said: {}", server.process.output_tail().trim()))
     }
 }
 

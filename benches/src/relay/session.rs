@@ -32,7 +32,7 @@ type Session = StreamOwned<ClientConnection, TcpStream>;
 /// CPU microseconds of the server a session.
 pub(super) fn measure(bench: &Bench, contender: &Contender, resumed: bool) -> anyhow::Result<Vec<Sample>> {
     let server = contender.start(bench.setting, true, 1)?;
-    bench.saying(&server, || {
+    server.saying(|| {
         let mut configs = Vec::new();
         let mut kept = Vec::new();
         for thread in 0..THREADS {
@@ -100,7 +100,7 @@ fn open(server: &Running, config: &Arc<ClientConfig>, node: NodeId) -> anyhow::R
         }
         read_more(&mut session, &mut response)?;
     };
-    session.write_all(&server.dialect.sign_in(&(server.token)(node)?)?)?;
+    session.write_all(&server.dialect.sign_in(&server.token(node)?)?)?;
     let mut receiver = Receiver::new(server.dialect, Vec::new(), 0, false);
     let mut bytes = response.split_off(end);
     loop {

@@ -138,10 +138,10 @@ pub(super) fn interval(frames_per_second: f64, flows: usize, batch: u32) -> Dura
     Duration::from_secs_f64(f64::from(batch) * flows as f64 / frames_per_second.max(1.0))
 }
 
-/// The value below which `share` of them are, in microseconds; `None` without any.
-pub(super) fn quantile_us(delays: &mut [u64], share: f64) -> Option<f64> {
+/// The value below which `percent` of them are, in microseconds; `None` without any.
+pub(super) fn quantile_us(delays: &mut [u64], percent: usize) -> Option<f64> {
     let last = delays.len().checked_sub(1)?;
-    let (_, value, _) = delays.select_nth_unstable((last as f64 * share).round() as usize);
+    let (_, value, _) = delays.select_nth_unstable((last * percent + 50) / 100);
     Some(*value as f64 / 1000.0)
 }
 
@@ -221,8 +221,8 @@ mod tests {
     #[test]
     fn quantiles_are_in_microseconds() {
         let mut delays: Vec<u64> = (0..=100).rev().map(|us| us * 1000).collect();
-        assert_eq!(quantile_us(&mut delays, 0.5), Some(50.0));
-        assert_eq!(quantile_us(&mut delays, 0.99), Some(99.0));
-        assert_eq!(quantile_us(&mut [], 0.99), None);
+        assert_eq!(quantile_us(&mut delays, 50), Some(50.0));
+        assert_eq!(quantile_us(&mut delays, 99), Some(99.0));
+        assert_eq!(quantile_us(&mut [], 99), None);
     }
 }

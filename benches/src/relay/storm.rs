@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// Rise of the pairs' p99 delay, percent.
 pub(super) fn measure(bench: &Bench, contender: &Contender) -> anyhow::Result<Vec<Sample>> {
     let server = contender.start(bench.setting, true, 1)?;
-    bench.saying(&server, || {
+    server.saying(|| {
         let traffic = Traffic { batch: 1, stamped: true, ..Traffic::batched(contender) };
         let mut probes = pairs(&server, bench.tls(true), 0, PAIRS, traffic)?;
         let clients = silent(&server, bench.tls(true), FROM, bench.many, traffic)?;
@@ -38,7 +38,7 @@ pub(super) fn measure(bench: &Bench, contender: &Contender) -> anyhow::Result<Ve
         let rise = (stormy / quiet - 1.0) * 100.0;
         let note = format!("p99 {quiet:.0} and {stormy:.0} us; back after {:.1} s", took.as_secs_f64());
         probes.drain(DRAIN)?;
-        Ok(vec![Sample::of(rise).note(note).lost(probes.missing())])
+        Ok(vec![Sample::of(rise).note(&note).lost(probes.missing())])
     })
 }
 
@@ -59,7 +59,7 @@ fn quiet(bench: &Bench, server: &Running, probes: &mut Engine) -> anyhow::Result
         over.store(true, Ordering::Relaxed);
         result
     })?;
-    quantile_us(&mut std::mem::take(&mut probes.delays), 0.99).context("no frame came back")
+    quantile_us(&mut std::mem::take(&mut probes.delays), 99).context("no frame came back")
 }
 
 fn stormy(
@@ -91,6 +91,6 @@ fn stormy(
         bail!("not all were back after {PATIENCE:?}");
     }
     drop(back);
-    let p99 = quantile_us(&mut std::mem::take(&mut probes.delays), 0.99).context("no frame came back")?;
+    let p99 = quantile_us(&mut std::mem::take(&mut probes.delays), 99).context("no frame came back")?;
     Ok((p99, took))
 }

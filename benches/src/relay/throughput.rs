@@ -35,7 +35,7 @@ pub(super) enum Figure {
 /// Figures of one server under `load`.
 pub(super) fn measure(bench: &Bench, contender: &Contender, load: &Load) -> anyhow::Result<Vec<Sample>> {
     let server = contender.start(bench.setting, load.tls, 1)?;
-    bench.saying(&server, || {
+    server.saying(|| {
         let traffic = Traffic { payload: load.payload, batch: load.batch, ..Traffic::batched(contender) };
         let mut engine = pairs(&server, bench.tls(load.tls), 0, load.pairs, traffic)?;
         engine.pace_all(Pace::Window(bench.window.unwrap_or(load.window).max(u64::from(load.batch))));
@@ -59,7 +59,7 @@ pub(super) fn many_peers(
 ) -> anyhow::Result<Vec<Sample>> {
     let with = |peers: u32| {
         let server = contender.start(bench.setting, true, 1)?;
-        bench.saying(&server, || {
+        server.saying(|| {
             let mut engine = pairs(&server, bench.tls(true), 0, peers / 2, Traffic::batched(contender))?;
             engine.set_budget(ON_THE_WAY);
             engine.pace_all(Pace::Flood);

@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn masking_is_undone_by_the_same_mask() {
-        let message: Vec<u8> = (0..1405).map(|i| i as u8).collect();
+        let message: Vec<u8> = (0..1405u32).map(|i| i as u8).collect();
         let mut out = Vec::new();
         let start = write_masked(&message, &mut out);
         assert_eq!(out[..4], [0x82, 0xfe, 0x05, 0x7d]);
