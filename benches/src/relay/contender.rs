@@ -61,7 +61,7 @@ pub(super) fn all(options: &Options) -> anyhow::Result<Vec<Contender>> {
     let contender =
         |name: &str, packing, main, kind| Contender { name: name.to_owned(), packing, main, kind };
     let edgelink = |name, binary: &Path, driver| {
-        contender(name, Packing::OneMessage, true, Kind::Edgelink { binary: binary.to_owned(), driver })
+        contender(name, Packing::Records, true, Kind::Edgelink { binary: binary.to_owned(), driver })
     };
     let mut all = vec![edgelink(OURS, &binary, "auto")];
     all.extend(options.relay_binary.as_deref().map(|other| edgelink("edgelink (other)", other, "auto")));
@@ -73,14 +73,14 @@ pub(super) fn all(options: &Options) -> anyhow::Result<Vec<Contender>> {
         // The best that such a forwarder can do: it flushes when nothing more waits.
         contender("plain, coalescing", Packing::MessageEach, false, Kind::Plain { flush_each: false }),
         // The same, fed by clients that pack frames as ours do, which is more than its users would.
-        contender("plain, packed", Packing::OneMessage, false, Kind::Plain { flush_each: false }),
+        contender("plain, packed", Packing::Records, false, Kind::Plain { flush_each: false }),
     ]);
     if options.iroh.is_file() {
         let iroh =
             |name, packing, main| contender(name, packing, main, Kind::Iroh { binary: options.iroh.clone() });
         all.push(iroh("iroh-relay", Packing::MessageEach, true));
         // Its clients put up to ten datagrams of one size into one message when they have them at once.
-        all.push(iroh("iroh-relay, packed", Packing::OneMessage, false));
+        all.push(iroh("iroh-relay, packed", Packing::Records, false));
     } else {
         eprintln!(
             "{} is not there: iroh-relay is left out (make bench-relay builds it)",
@@ -89,7 +89,7 @@ pub(super) fn all(options: &Options) -> anyhow::Result<Vec<Contender>> {
     }
     for file in &options.contender {
         let hook = Hook::read(file)?;
-        let packing = if hook.packed { Packing::OneMessage } else { Packing::MessageEach };
+        let packing = if hook.packed { Packing::Records } else { Packing::MessageEach };
         all.push(contender(&hook.name.clone(), packing, true, Kind::Hook(hook)));
     }
     Ok(all)

@@ -22,6 +22,9 @@ pub(super) const STAMP_AT_EDGELINK: usize = AAD_LEN + 4 + 8;
 pub(super) const IROH_HEAD: usize = 1 + 32 + 1;
 /// Before the contents of several: the same and their size.
 pub(super) const IROH_BATCH_HEAD: usize = IROH_HEAD + 2;
+/// Plaintext of a TLS record, and the longest header of a message in it (docs/protocol.md §1).
+const RECORD: usize = 16 << 10;
+const MESSAGE_HEADER: usize = 8;
 /// Datagrams that an iroh client puts into one message at most.
 const IROH_SEGMENTS: u32 = 10;
 
@@ -46,8 +49,8 @@ pub(super) mod iroh {
 /// How a client puts several frames into one write.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Packing {
-    /// One WebSocket message with all of them, as EdgeLink's nodes do.
-    OneMessage,
+    /// As few WebSocket messages as EdgeLink's nodes need: each fits a TLS record, and has one to itself.
+    Records,
     /// A message for each, as clients of other relays do.
     MessageEach,
 }
@@ -184,6 +187,8 @@ pub(super) fn iroh_header(
 pub(super) struct Batch {
     /// The plaintext.
     pub(super) bytes: Vec<u8>,
+    /// Where TLS records end in it, when the client has a say in that; in any case where it ends.
+    pub(super) records: Vec<usize>,
     /// How many frames are in it.
     pub(super) frames: u64,
     /// Where the first frame's stamp is, and its place in its message, which its mask depends on.
@@ -202,11 +207,12 @@ impl Batch {
         frames: u32,
     ) -> Self {
         let contents: Vec<u8> = (0..payload).map(|i| (i as u8).wrapping_mul(167).wrapping_add(13)).collect();
-        let mut bytes = Vec::new();
+        let (mut bytes, mut records) = (Vec::new(), Vec::new());
         let mut first = None;
         let mut message = |message: &[u8]| {
             let start = write_masked(message, &mut bytes);
             first.get_or_insert(start);
+            bytes.len()
         };
         let phase = match dialect {
             Dialect::Edgelink => {
@@ -214,8 +220,19 @@ impl Batch {
                 let mut frame = dialect.head(source, destination, payload);
                 frame.extend_from_slice(&contents[AAD_LEN - HEADER_LEN..]);
                 match packing {
-                    Packing::OneMessage => message(&frame.repeat(frames as usize)),
-                    Packing::MessageEach => (0..frames).for_each(|_| message(&frame)),
+                    Packing::Records => {
+                        let most = ((RECORD - MESSAGE_HEADER) / frame.len()).max(1);
+                        let mut left = frames as usize;
+                        while left > 0 {
+                            records.push(message(&frame.repeat(left.min(most))));
+                            left = left.saturating_sub(most);
+                        }
+                    }
+                    Packing::MessageEach => {
+                        for _ in 0..frames {
+                            message(&frame);
+                        }
+                    }
                 }
                 STAMP_AT_EDGELINK
             }
@@ -223,7 +240,7 @@ impl Batch {
                 let key = iroh_public(destination);
                 let single = [&[iroh::CLIENT_DATAGRAM][..], &key, &[0], &contents].concat();
                 let mut left = frames;
-                if packing == Packing::OneMessage && frames > 1 {
+                if packing == Packing::Records && frames > 1 {
                     let head = [&[iroh::CLIENT_DATAGRAMS][..], &key, &[0], &payload.to_be_bytes()].concat();
                     while left > 1 {
                         let segments = left.min(IROH_SEGMENTS);
@@ -231,12 +248,17 @@ impl Batch {
                         left -= segments;
                     }
                 }
-                (0..left).for_each(|_| message(&single));
+                for _ in 0..left {
+                    message(&single);
+                }
                 IROH_HEAD
             }
         };
+        if records.is_empty() {
+            records.push(bytes.len());
+        }
         let stamp_at = first.unwrap_or_default() + phase;
-        Self { bytes, frames: u64::from(frames), stamp_at, stamp_phase: phase }
+        Self { bytes, records, frames: u64::from(frames), stamp_at, stamp_phase: phase }
     }
 
     /// Puts `stamp` into the first frame.
@@ -256,15 +278,18 @@ mod tests {
     const TWO: NodeId = NodeId(2);
 
     #[test]
-    fn a_batch_is_one_message_or_one_for_each_frame() {
+    fn a_batch_has_a_message_for_each_frame_or_for_each_record() {
         let batch = |dialect, packing, frames| Batch::new(dialect, packing, ONE, TWO, 1400, frames);
         let length = |dialect, packing, frames| batch(dialect, packing, frames).bytes.len();
-        assert_eq!(length(Dialect::Edgelink, Packing::OneMessage, 32), 8 + 32 * 1405);
+        assert_eq!(length(Dialect::Edgelink, Packing::Records, 32), 3 * 8 + 32 * 1405);
+        let records = batch(Dialect::Edgelink, Packing::Records, 32).records;
+        assert_eq!(records, [8 + 11 * 1405, 2 * (8 + 11 * 1405), 3 * 8 + 32 * 1405]);
+        assert_eq!(batch(Dialect::Edgelink, Packing::MessageEach, 32).records, [32 * (8 + 1405)]);
         assert_eq!(length(Dialect::Edgelink, Packing::MessageEach, 32), 32 * (8 + 1405));
         assert_eq!(length(Dialect::Iroh, Packing::MessageEach, 32), 32 * (8 + 34 + 1400));
-        assert_eq!(length(Dialect::Iroh, Packing::OneMessage, 21), 2 * (8 + 36 + 14_000) + 8 + 34 + 1400);
+        assert_eq!(length(Dialect::Iroh, Packing::Records, 21), 2 * (8 + 36 + 14_000) + 8 + 34 + 1400);
         assert_eq!(
-            batch(Dialect::Edgelink, Packing::OneMessage, 1).bytes,
+            batch(Dialect::Edgelink, Packing::Records, 1).bytes,
             batch(Dialect::Edgelink, Packing::MessageEach, 1).bytes
         );
     }

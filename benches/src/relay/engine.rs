@@ -407,7 +407,8 @@ impl Engine {
         if flow.stamped {
             flow.batch.stamp(nanoseconds(self.start));
         }
-        self.clients[flow.from].transport.send(&flow.batch.bytes, &mut self.scratch)?;
+        let Batch { bytes, records, .. } = &flow.batch;
+        self.clients[flow.from].transport.send_parts(bytes, records, &mut self.scratch)?;
         flow.sent += flow.batch.frames;
         self.sent += flow.batch.frames;
         Ok(())

@@ -318,7 +318,7 @@ mod tests {
     #[test]
     fn counts_the_datagrams_of_a_batch() {
         let dialect = Dialect::Iroh;
-        let batch = Batch::new(dialect, Packing::OneMessage, ONE, TWO, 1400, 20);
+        let batch = Batch::new(dialect, Packing::Records, ONE, TWO, 1400, 20);
         assert_eq!(batch.frames, 20);
         let mut message = vec![iroh::RELAY_DATAGRAMS];
         message.extend_from_slice(&dialect.head(ONE, TWO, 1400)[1..]);

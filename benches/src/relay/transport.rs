@@ -260,13 +260,30 @@ impl Transport {
 
     /// Seals `plain` into `scratch` and sends; what the socket does not take is kept for [`Self::flush`]. Not to be called while [`Self::blocked`].
     pub(super) fn send(&mut self, plain: &[u8], scratch: &mut [u8]) -> anyhow::Result<()> {
+        self.send_parts(plain, &[plain.len()], scratch)
+    }
+
+    /// The same, with a TLS record of its own for each part of `plain` that ends at one of `ends` (more where a part is longer than a record).
+    pub(super) fn send_parts(
+        &mut self,
+        plain: &[u8],
+        ends: &[usize],
+        scratch: &mut [u8],
+    ) -> anyhow::Result<()> {
         let Some(tls) = &mut self.tls else {
             return write_or_keep(&mut self.socket, plain, &mut self.outgoing);
         };
         let sealed = loop {
             let UnbufferedStatus { state, .. } = tls.process_tls_records(&mut []);
             match state.context("TLS")? {
-                ConnectionState::WriteTraffic(mut traffic) => break traffic.encrypt(plain, scratch)?,
+                ConnectionState::WriteTraffic(mut traffic) => {
+                    let (mut start, mut sealed) = (0, 0);
+                    for &end in ends {
+                        sealed += traffic.encrypt(&plain[start..end], &mut scratch[sealed..])?;
+                        start = end;
+                    }
+                    break sealed;
+                }
                 // A key update.
                 ConnectionState::EncodeTlsData(mut data) => encode(&mut data, &mut self.outgoing)?,
                 ConnectionState::TransmitTlsData(data) => data.done(),
