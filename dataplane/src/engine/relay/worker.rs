@@ -288,8 +288,8 @@ impl<D: Driver> Shell<D> {
         let bytes = driver.bytes(buffer).get_mut(start..).unwrap_or_default();
         let outcome = connection.receive_some(bytes, FLUSH_AFTER, &mut |incoming| match incoming {
             Incoming::Message(message) => {
-                machine.handle_message(conn, message, now, |verdict, frame| {
-                    outputs.deliver(verdict, frame, now.instant);
+                machine.handle_runs(conn, message, now, |verdict, frames| {
+                    outputs.deliver(verdict, frames, now.instant);
                 });
             }
             Incoming::Upgraded(request) => {

@@ -311,24 +311,9 @@ impl Worker {
         now: Now,
         mut forward: impl FnMut(Verdict, &[u8]),
     ) {
-        self.link_heard(conn, now.instant);
-        for frame in Frames::new(message) {
-            let handled = frame.and_then(|frame| {
-                if frame.header.kind.is_routed() {
-                    self.forward(conn, frame.bytes, now.instant, &mut forward)
-                } else if frame.header.kind == FrameType::Via {
-                    self.forward_via(conn, frame, now.instant, &mut forward)
-                } else {
-                    self.handle_frame(conn, frame, now)
-                }
-            });
-            if let Err(error) = handled {
-                self.fail(conn, error.code(), error.to_string(), None);
-            }
-            if self.conn(conn).is_none() {
-                return;
-            }
-        }
+        self.handle_runs(conn, message, now, |verdict, run| {
+            Frames::new(run).flatten().for_each(|frame| forward(verdict, frame.bytes));
+        });
     }
 
     /// The shell dropped frames itself (queues).
