@@ -191,7 +191,7 @@ impl Worker {
         let address = match self.addresses.arrive(client, &self.limits, now) {
             Ok(address) => address,
             Err(refusal) => {
-                self.counters.refused += 1;
+                self.counters.refuse(refusal);
                 self.closed(conn);
                 return Err(refusal);
             }
@@ -238,7 +238,7 @@ impl Worker {
         let address = match admitted {
             Ok(address) => address,
             Err(refusal) => {
-                self.counters.refused += 1;
+                self.counters.refuse(refusal);
                 return Err(refusal);
             }
         };
@@ -529,7 +529,7 @@ impl Worker {
     fn cut_oldest(&mut self) -> bool {
         let waits = |conn: &ConnId| self.conn(*conn).is_some_and(|state| !state.role.is_authenticated());
         let Some(oldest) = self.timers.iter().map(|&(_, conn)| conn).find(waits) else { return false };
-        self.counters.refused += 1;
+        self.counters.refuse(Refusal::Displaced);
         self.cut(oldest);
         true
     }
