@@ -50,6 +50,10 @@ const MESH_USER_TIMEOUT: Duration = Duration::from_secs(3);
 const NODE_USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// A silent connection is asked at the TCP level; nodes send a PING every 20 s, so only dead ones get here.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+/// Bytes that the system takes beyond what the receiver's window lets out: what waits should wait in our queues, where it gets turns and grows old. Up to
+/// 4 MiB would go into the system's buffer otherwise. No row of
+/// `make bench-relay` is dearer with it (2 vCPU Sapphire Rapids guest, Linux 6.18).
+const NOT_SENT: u32 = 128 << 10;
 /// Received bytes after which output is sent, events left or not: it is still in the cache, and its buffers serve the next.
 const FLUSH_AFTER: usize = 64 << 10;
 /// Close codes (RFC 6455 §7.4.1 and its registry).
@@ -550,4 +554,5 @@ fn set_timeouts(socket: &OwnedFd, user_timeout: Duration) {
     // Only tuning: a socket that does not take it works all the same.
     let _ = socket.set_tcp_keepalive(&keepalive);
     let _ = socket.set_tcp_user_timeout(Some(user_timeout));
+    let _ = socket.set_tcp_notsent_lowat(NOT_SENT);
 }
