@@ -6,10 +6,12 @@
 //! a connection which is being closed is not listened to any more.
 
 pub(super) mod door;
+mod moderation;
 mod outputs;
 
 use std::collections::VecDeque;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
@@ -24,7 +26,7 @@ use super::dial::Dialled;
 use super::lane::{LaneReceiver, LaneSender};
 use super::stats::{QueuedConnection, WorkerStats};
 use crate::engine::connection::{Connection, Incoming};
-use crate::engine::driver::{Driver, Event, Token, Waker};
+use crate::engine::driver::{Driver, Event, RecvBuffer, Token, Waker};
 use crate::packet::pool::Pool;
 use crate::proto::error::ErrorCode;
 use crate::proto::id::RelayId;
@@ -37,6 +39,7 @@ use crate::proto::wire::forwarded::Trust;
 use crate::proto::wire::frame::{Flags, FrameType, write_frame};
 use crate::proto::wire::websocket::Role;
 use door::{Door, Origins, Traffic};
+use moderation::Moderation;
 use outputs::Outputs;
 
 /// From the end of a connection as the machine sees it to its end as TCP sees it.
@@ -119,6 +122,8 @@ pub(super) struct Shell<D> {
     outputs: Outputs,
     peers: Vec<Option<Peer>>,
     closing: VecDeque<(Instant, Token)>,
+    /// Bytes received since output was sent.
+    unsent: usize,
     stopping: bool,
 }
 
@@ -142,14 +147,19 @@ impl<D: Driver> Shell<D> {
             outputs: Outputs::new(seat.policy, seat.lanes_out, seat.wakers),
             peers: Vec::new(),
             closing: VecDeque::new(),
+            unsent: 0,
             stopping: false,
         })
     }
 
     /// Until told to stop.
     pub(super) fn run(mut self) -> io::Result<()> {
+        // Short waits are meant: by default the kernel may stretch each by 50 µs.
+        let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1_000));
+        let mut moderation = Moderation::new(self.clock.instant());
+        let mut gather = None;
         while !self.stopping {
-            self.driver.wait(self.timeout())?;
+            self.driver.wait_gathering(self.timeout(), gather)?;
             let now = self.clock.now();
             // First what other threads say: a token key, a revocation, holds for the frames behind it.
             self.read_inbox(now);
@@ -159,11 +169,8 @@ impl<D: Driver> Shell<D> {
                     received += buffer.len();
                 }
                 self.handle(event, now);
-                if received >= FLUSH_AFTER {
-                    received = 0;
-                    self.flush(now.instant);
-                }
             }
+            gather = moderation.gather(now.instant, self.machine.counters().frames_in, received);
             self.machine.handle_timeout(now);
             self.obey(now.instant);
             self.end_closing(now.instant);
@@ -189,7 +196,16 @@ impl<D: Driver> Shell<D> {
                 self.accept(listener, socket, peer.ip(), now.instant);
             }
             Event::Received { token, buffer } => {
-                self.receive(token, &buffer, now);
+                let mut taken = 0;
+                while taken < buffer.len() {
+                    let piece = self.receive(token, &buffer, taken, now).max(1);
+                    taken += piece;
+                    self.unsent += piece;
+                    if self.unsent >= FLUSH_AFTER {
+                        self.obey(now.instant);
+                        self.flush(now.instant);
+                    }
+                }
                 self.driver.recycle(buffer);
             }
             Event::Sent { token, buffer } => {
@@ -226,7 +242,7 @@ impl<D: Driver> Shell<D> {
                 return self.tell_hub(HubInput::DialFailed(relay));
             }
         };
-        if self.machine.open(conn_id(token), address, now).is_err() {
+        if self.machine.open_dialled(conn_id(token), address, now).is_err() {
             self.driver.close(token);
             return self.tell_hub(HubInput::DialFailed(relay));
         }
@@ -255,26 +271,22 @@ impl<D: Driver> Shell<D> {
         self.outputs.mark(slot);
     }
 
-    fn receive(&mut self, token: Token, buffer: &crate::engine::driver::RecvBuffer, now: Now) {
+    /// Takes received bytes from `start` on, [`FLUSH_AFTER`] or a little more; says how many.
+    fn receive(&mut self, token: Token, buffer: &RecvBuffer, start: usize, now: Now) -> usize {
         let conn = conn_id(token);
-        let Some(peer) = self.peers.get_mut(token.slot()).and_then(Option::as_mut) else { return };
+        let rest = buffer.len() - start;
+        let Some(peer) = self.peers.get_mut(token.slot()).and_then(Option::as_mut) else { return rest };
         if peer.token != token || peer.closing {
-            return;
+            return rest;
         }
-        let mut skip = 0;
         if peer.origins.prelude.is_some() {
-            match self.read_prelude(token, buffer, now.instant) {
-                Some(taken) if taken < buffer.len() => skip = taken,
-                _ => return,
-            }
+            return self.read_prelude(token, buffer, now.instant).unwrap_or(rest);
         }
-        let Some(peer) = self.peers.get_mut(token.slot()).and_then(Option::as_mut) else { return };
         let Self { driver, machine, outputs, data_path, trust, .. } = self;
         let Peer { connection, dialling, origins, traffic, .. } = peer;
-        traffic.received += buffer.len() as u64;
         let mut ended = None;
-        let bytes = driver.bytes(buffer).get_mut(skip..).unwrap_or_default();
-        let outcome = connection.receive(bytes, &mut |incoming| match incoming {
+        let bytes = driver.bytes(buffer).get_mut(start..).unwrap_or_default();
+        let outcome = connection.receive_some(bytes, FLUSH_AFTER, &mut |incoming| match incoming {
             Incoming::Message(message) => {
                 machine.handle_message(conn, message, now, |verdict, frame| {
                     outputs.deliver(verdict, frame, now.instant);
@@ -296,11 +308,13 @@ impl<D: Driver> Shell<D> {
         });
         outputs.mark(token.slot());
         match outcome {
-            Ok(()) => {
+            Ok(taken) => {
+                traffic.received += taken as u64;
                 if let Some(code) = ended {
                     machine.closed(conn);
                     self.begin_close(token, code, now.instant);
                 }
+                taken
             }
             Err(error) => {
                 tracing::debug!(worker = self.id.0, %error, "connection broken");
@@ -315,6 +329,7 @@ impl<D: Driver> Shell<D> {
                 self.machine.closed(conn);
                 let close = code.and_then(ErrorCode::close_code).unwrap_or(1002);
                 self.begin_close(token, close, now.instant);
+                rest
             }
         }
     }
@@ -374,33 +389,36 @@ impl<D: Driver> Shell<D> {
     }
 
     fn flush(&mut self, now: Instant) {
+        self.unsent = 0;
         while let Some(slot) = self.outputs.next_marked() {
             self.flush_one(slot, now);
         }
     }
 
+    /// Sends until the socket takes no more at once, or nothing is left.
     fn flush_one(&mut self, slot: usize, now: Instant) {
         let Some(peer) = self.peers.get_mut(slot).and_then(Option::as_mut) else { return };
-        if !self.driver.can_send(peer.token) {
-            return;
-        }
-        let Some(outbox) = self.outputs.fresh(slot, now) else { return };
-        match peer.connection.take_output(outbox) {
-            Ok(Some(buffer)) => {
-                peer.traffic.sent += buffer.len() as u64;
-                self.driver.send(peer.token, buffer);
-                self.outputs.sent(slot, now);
-            }
-            Ok(None) if peer.connection.is_finished() && !peer.shut => {
-                peer.shut = true;
-                self.driver.shutdown(peer.token);
-            }
-            Ok(None) => {}
-            Err(error) => {
-                tracing::debug!(worker = self.id.0, %error, "connection broken");
-                let token = peer.token;
-                self.driver.close(token);
-                self.forget(token);
+        while self.driver.can_send(peer.token) {
+            let Some(outbox) = self.outputs.fresh(slot, now) else { return };
+            match peer.connection.take_output(outbox) {
+                Ok(Some(buffer)) => {
+                    peer.traffic.sent += buffer.len() as u64;
+                    self.driver.send(peer.token, buffer);
+                    self.outputs.sent(slot, now);
+                }
+                Ok(None) => {
+                    if peer.connection.is_finished() && !peer.shut {
+                        peer.shut = true;
+                        self.driver.shutdown(peer.token);
+                    }
+                    return;
+                }
+                Err(error) => {
+                    tracing::debug!(worker = self.id.0, %error, "connection broken");
+                    let token = peer.token;
+                    self.driver.close(token);
+                    return self.forget(token);
+                }
             }
         }
     }
