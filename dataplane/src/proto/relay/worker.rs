@@ -32,7 +32,7 @@ use crate::proto::id::{IdMap, NetworkId, NodeId, RelayId};
 use crate::proto::time::{Instant, Now, UnixTime};
 use crate::proto::token::TokenVerifier;
 use crate::proto::token::revocation::RevocationList;
-use crate::proto::wire::control::{ErrorMessage, GoAway, Secret, to_payload};
+use crate::proto::wire::control::{ErrorMessage, GoAway, Secret, parse, to_payload};
 use crate::proto::wire::frame::{Flags, Frame, FrameType, Frames, MAX_PING, write_frame};
 use crate::proto::wire::reassembly::Reassembler;
 pub use api::{Command, ConnectionInfo, Counters, LinkInfo, Purpose, Refusal};
@@ -62,6 +62,8 @@ pub struct Worker {
     calendar: Calendar,
     mesh_tokens: Arc<BTreeMap<RelayId, Secret>>,
     links: IdMap<RelayId, LinkPlace>,
+    /// Of these, such as lead to a relay that is about to stop.
+    leaving: IdMap<RelayId, LinkSerial>,
     next_serial: u64,
     /// Each connection has one timer at most; its moment is in [`Conn::timer`] too.
     timers: BTreeSet<(Instant, ConnId)>,
@@ -127,6 +129,14 @@ enum LinkPlace {
     Worker(WorkerId, LinkSerial),
 }
 
+impl LinkPlace {
+    const fn serial(self) -> LinkSerial {
+        match self {
+            Self::Here(_, serial) | Self::Worker(_, serial) => serial,
+        }
+    }
+}
+
 impl Worker {
     /// Without keys: until the hub says who this relay is, sign-ins are answered with 4002.
     pub fn new(id: WorkerId, limits: Limits) -> Self {
@@ -148,6 +158,7 @@ impl Worker {
             calendar: Calendar::default(),
             mesh_tokens: Arc::default(),
             links: IdMap::default(),
+            leaving: IdMap::default(),
             next_serial: 0,
             timers: BTreeSet::new(),
             commands: VecDeque::new(),
@@ -322,6 +333,16 @@ impl Worker {
             }
             (FrameType::Pong, Role::Mesh(_)) => {
                 self.pong(conn, frame.payload(), now.instant);
+                Ok(())
+            }
+            (FrameType::GoAway, Role::Mesh(link)) => {
+                let drains = parse::<GoAway>(FrameType::GoAway, frame.payload())
+                    .is_ok_and(|message| message.reason == "drain");
+                let (relay, serial) = (link.relay, link.serial);
+                if drains {
+                    self.leaving.insert(relay, serial);
+                    self.report(FromWorker::LinkLeaving { relay, serial });
+                }
                 Ok(())
             }
             // A node may keep its connection alive with either; what it says about its own troubles needs no answer.

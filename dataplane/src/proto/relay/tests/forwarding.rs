@@ -113,6 +113,29 @@ fn nodes_on_other_workers_and_relays_are_reached_in_one_hop() {
 }
 
 #[test]
+fn a_relay_that_is_about_to_stop_is_passed_by_where_there_is_another_way() {
+    let mut rig = Rig::new(2);
+    rig.node(0, 0, 17, 1);
+    rig.locate(&[(30, 1, &[2, 3]), (31, 1, &[2])]);
+    rig.link(1, 5, 2);
+    rig.link(1, 6, 3);
+    let over = |relay| Verdict::Worker(WorkerId(1), Hop::Mesh(RelayId(relay)));
+    assert_eq!(rig.data(0, 0, 17, 30), [over(2)]);
+    let drain = to_payload(&GoAway { reason: "drain".into(), grace_ms: 5000 });
+    rig.message(1, 5, &frame(FrameType::GoAway, &drain));
+    assert_eq!(rig.data(0, 0, 17, 30), [over(3)], "both workers know");
+    assert_eq!(rig.data(0, 0, 17, 31), [over(2)], "it still delivers what goes no other way");
+    rig.workers[1].closed(ConnId(5));
+    rig.settle();
+    assert_eq!(rig.data(0, 0, 17, 31), []);
+    // It is back: another link, which does not leave.
+    rig.link(1, 7, 2);
+    assert_eq!(rig.data(0, 0, 17, 30), [over(2)]);
+    rig.message(1, 7, &frame(FrameType::GoAway, b"nonsense"));
+    assert_eq!(rig.data(0, 0, 17, 30), [over(2)]);
+}
+
+#[test]
 fn from_a_mesh_link_frames_go_to_local_nodes_only_and_only_from_where_their_source_is() {
     let mut rig = Rig::new(2);
     rig.node(0, 0, 17, 1);

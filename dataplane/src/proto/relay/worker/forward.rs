@@ -194,7 +194,10 @@ impl Worker {
             return Verdict::Drop(DropReason::OtherNetwork);
         }
         if let Some(relay) = via.filter(|relay| *relay != self.relay_id) {
-            if let Some(&place) = self.links.get(&relay) {
+            let known = |place: Place| place != Place::Nowhere;
+            if let Some(&place) = self.links.get(&relay)
+                && !(self.leaves(relay) && known(destination.place))
+            {
                 return over(relay, place);
             }
             return match destination.place {
@@ -205,8 +208,9 @@ impl Worker {
         if destination.place != Place::Nowhere {
             return deliver(destination.place);
         }
-        let link = destination.relays.iter().find_map(|relay| Some((*relay, *self.links.get(relay)?)));
-        match link {
+        let linked = || destination.relays.iter().filter_map(|relay| Some((*relay, *self.links.get(relay)?)));
+        let link = linked().find(|(relay, _)| self.leaving.is_empty() || !self.leaves(*relay));
+        match link.or_else(|| linked().next()) {
             Some((relay, place)) => over(relay, place),
             None if destination.relays.iter().all(|relay| *relay == self.relay_id) => {
                 Verdict::Drop(DropReason::DestinationOffline)
