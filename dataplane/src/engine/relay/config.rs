@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::state::StateError;
 use crate::engine::Prefer;
 use crate::engine::socket::{SocketError, local_address, tcp_listener};
+use crate::engine::stun::{StunConfig, StunStartError};
 use crate::engine::tls::Roots;
 use crate::proto::id::RelayId;
 use crate::proto::relay::hub::Settings;
@@ -72,7 +73,7 @@ pub struct RelayConfig {
     /// What certificates of other relays are checked with.
     pub mesh_roots: Roots,
     /// Where STUN is answered.
-    pub stun: Option<SocketAddr>,
+    pub stun: Option<StunConfig>,
     /// io_uring or epoll.
     pub driver: Prefer,
 }
@@ -121,6 +122,9 @@ pub enum StartError {
     /// A port cannot be listened on.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// No STUN server.
+    #[error(transparent)]
+    Stun(#[from] StunStartError),
     /// Neither io_uring nor epoll.
     #[error("cannot open io_uring or epoll: {0}")]
     Driver(io::Error),
@@ -167,7 +171,7 @@ pub(super) fn listeners(
 
 /// Makes sure that nobody else listens there: with SO_REUSEPORT, which lets workers share a port (and a relay take one over), the system would let
 /// two programs share it by mistake.
-pub(in crate::engine) fn free_address(
+pub(crate) fn free_address(
     address: SocketAddr,
     take_over: bool,
     open: fn(SocketAddr, bool) -> Result<OwnedFd, SocketError>,

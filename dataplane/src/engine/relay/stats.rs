@@ -79,8 +79,8 @@ pub struct RelayStats {
     pub connected_nodes: usize,
     /// Mesh links that are up, with their last round trip.
     pub links: Vec<(RelayId, Option<Duration>)>,
-    /// STUN: answered, refused, dropped.
-    pub stun: Option<[u64; 3]>,
+    /// STUN: answered, refused, dropped, limited.
+    pub stun: Option<[u64; 4]>,
     /// By worker; one that did not answer in time is missing.
     pub workers: Vec<WorkerStats>,
 }
@@ -168,8 +168,9 @@ impl RelayStats {
             "counter",
             networks,
         );
-        if let Some([answered, refused, dropped]) = self.stun {
-            let outcomes = [("answered", answered), ("refused", refused), ("dropped", dropped)];
+        if let Some([answered, refused, dropped, limited]) = self.stun {
+            let outcomes =
+                [("answered", answered), ("refused", refused), ("dropped", dropped), ("limited", limited)];
             let outcomes = outcomes.map(|(outcome, n)| (format!("outcome=\"{outcome}\""), n as f64));
             text.family("edgelink_stun_requests_total", "STUN datagrams, by outcome.", "counter", outcomes);
         }

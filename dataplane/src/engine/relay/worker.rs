@@ -6,10 +6,12 @@
 //! a connection which is being closed is not listened to any more.
 
 pub(super) mod door;
+mod moderation;
 mod outputs;
 
 use std::collections::VecDeque;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
@@ -37,6 +39,7 @@ use crate::proto::wire::forwarded::Trust;
 use crate::proto::wire::frame::{Flags, FrameType, write_frame};
 use crate::proto::wire::websocket::Role;
 use door::{Door, Origins, Traffic};
+use moderation::Moderation;
 use outputs::Outputs;
 
 /// From the end of a connection as the machine sees it to its end as TCP sees it.
@@ -62,9 +65,14 @@ pub(super) enum ToShell {
     Dialled(Box<Dialled>),
     Tls(Arc<rustls::ServerConfig>),
     Trust(Arc<Trust>),
-    Stats { connections: bool, reply: Sender<WorkerStats> },
+    Stats {
+        connections: bool,
+        reply: Sender<WorkerStats>,
+    },
     StopListening,
     Stop,
+    /// For tests.
+    Panic,
 }
 
 /// What a worker's thread is given.
@@ -143,22 +151,27 @@ impl<D: Driver> Shell<D> {
 
     /// Until told to stop.
     pub(super) fn run(mut self) -> io::Result<()> {
+        // Short waits are meant: by default the kernel may stretch each by 50 µs.
+        let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1_000));
+        let mut moderation = Moderation::new(self.clock.instant());
+        let mut gather = None;
         while !self.stopping {
-            self.driver.wait(self.timeout())?;
+            self.driver.wait_gathering(self.timeout(), gather)?;
             let now = self.clock.now();
             // First what other threads say: a token key, a revocation, holds for the frames behind it.
             self.read_inbox(now);
-            let mut received = 0;
+            let (mut received, mut flushed) = (0, 0);
             while let Some(event) = self.driver.next_event() {
                 if let Event::Received { buffer, .. } = &event {
                     received += buffer.len();
                 }
                 self.handle(event, now);
-                if received >= FLUSH_AFTER {
-                    received = 0;
+                if received - flushed >= FLUSH_AFTER {
+                    flushed = received;
                     self.flush(now.instant);
                 }
             }
+            gather = moderation.gather(now.instant, self.machine.counters().frames_in, received);
             self.machine.handle_timeout(now);
             self.obey(now.instant);
             self.end_closing(now.instant);
@@ -221,7 +234,7 @@ impl<D: Driver> Shell<D> {
                 return self.tell_hub(HubInput::DialFailed(relay));
             }
         };
-        if self.machine.open(conn_id(token), address, now).is_err() {
+        if self.machine.open_dialled(conn_id(token), address, now).is_err() {
             self.driver.close(token);
             return self.tell_hub(HubInput::DialFailed(relay));
         }
@@ -356,6 +369,7 @@ impl<D: Driver> Shell<D> {
                 }
                 ToShell::StopListening => self.stop_listening(),
                 ToShell::Stop => self.stopping = true,
+                ToShell::Panic => panic!("asked for"),
             }
         }
         let Self { machine, outputs, lanes_in, .. } = self;

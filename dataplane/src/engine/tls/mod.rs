@@ -60,7 +60,7 @@ pub fn format_pin(pin: &Pin) -> String {
 }
 
 /// Where a dialling end's trust comes from.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Roots {
     /// The system's store.
     #[default]
@@ -127,13 +127,23 @@ pub enum TlsError {
 /// # Errors
 /// See [`TlsError`].
 pub fn server_config(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
+    server_config_with_pin(certificate, key).map(|(config, _)| config)
+}
+
+/// The same, with the pin of the certificate.
+///
+/// # Errors
+/// See [`TlsError`].
+pub fn server_config_with_pin(certificate: &Path, key: &Path) -> Result<(Arc<ServerConfig>, Pin), TlsError> {
     let chain = certificates(certificate)?;
+    let pin = chain.first().map(pin_of).unwrap_or_default();
     let private = private_key(key)?;
-    listener(chain, private).map(Arc::new).map_err(|source| TlsError::Pair {
+    let config = listener(chain, private).map_err(|source| TlsError::Pair {
         certificate: certificate.to_owned(),
         key: key.to_owned(),
         source,
-    })
+    })?;
+    Ok((Arc::new(config), pin))
 }
 
 /// The configuration of a listener with a self-signed certificate for `names`, and the pin of it. Kept in `directory` (`self-signed.crt`, and
@@ -152,10 +162,7 @@ pub fn self_signed(names: &[String], directory: &Path) -> Result<(Arc<ServerConf
         std::fs::write(&certificate, made.cert.pem())
             .map_err(|source| TlsError::Io { path: certificate.clone(), source })?;
     }
-    let config = server_config(&certificate, &key)?;
-    let leaf = certificates(&certificate)?;
-    let pin = leaf.first().map(pin_of).unwrap_or_default();
-    Ok((config, pin))
+    server_config_with_pin(&certificate, &key)
 }
 
 /// The configuration of a dialling end: a certificate counts when `roots` vouch for it and its name fits, or when it is the pinned one.

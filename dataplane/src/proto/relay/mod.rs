@@ -24,6 +24,7 @@ pub mod hub;
 pub mod mesh;
 pub mod queue;
 pub mod rate;
+pub mod source_limit;
 pub mod worker;
 
 use std::collections::BTreeMap;

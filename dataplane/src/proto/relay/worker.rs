@@ -164,6 +164,14 @@ impl Worker {
         self.admit_connection(conn, peer, false, now)
     }
 
+    /// The same for one that we made: limits of addresses are for those who come.
+    ///
+    /// # Errors
+    /// As for [`Worker::open`].
+    pub fn open_dialled(&mut self, conn: ConnId, peer: IpAddr, now: Instant) -> Result<(), Refusal> {
+        self.admit_connection(conn, peer, true, now)
+    }
+
     /// The same for one that a proxy passes on: its address is nobody's, until [`Worker::identified`] says whose the connection is.
     ///
     /// # Errors

@@ -1,0 +1,89 @@
+"""Planned restarts: three relays one after the other, under a ping every 10 ms and a TCP stream, and nobody notices."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from e2e.measure import PingStream, ping
+from e2e.netns import until
+
+if TYPE_CHECKING:
+    from e2e.mesh import Mesh, Node, Relay
+
+GRACE_SECONDS = 2.0
+
+
+@pytest.fixture(scope="module")
+def restartable(empty_mesh: Mesh) -> Mesh:
+    """Three relays that drain for two seconds, two nodes on all of them."""
+    for n in (1, 2, 3):
+        empty_mesh.add_relay(f"relay-{n}", limits={"drain_s": GRACE_SECONDS})
+    for name in ("node-a", "node-b"):
+        empty_mesh.add_node(name)
+    empty_mesh.authorise_all()
+    empty_mesh.wait_connected()
+    a, b = empty_mesh.nodes
+    until("the first packets pass", 20, lambda: ping(a.host, b.v4, 3).loss_percent == 0)
+    return empty_mesh
+
+
+def lost(stream: PingStream) -> list[int]:
+    """Numbers of echo requests without an answer, up to the last that has one."""
+    seen = {int(number) for number in re.findall(r"icmp_seq=(\d+)", stream.process.text())}
+    return sorted(set(range(1, max(seen))) - seen)
+
+
+def ready_on_all(mesh: Mesh) -> bool:
+    """Whether every node is signed in everywhere."""
+    states = [relay["state"] for node in mesh.nodes for relay in node.status()["relays"]]
+    return states == ["ready"] * len(mesh.relays) * len(mesh.nodes)
+
+
+class Stream:
+    """A TCP stream of 20 Mbit/s that goes on meanwhile."""
+
+    def __init__(self, client: Node, server: Node, seconds: int) -> None:
+        self.server = server.host.start("iperf3-server", "iperf3", "-s", "-1", "-B", server.v4)
+        time.sleep(0.5)
+        self.client = subprocess.Popen(
+            client.host.command("iperf3", "-J", "-c", server.v4, "-t", str(seconds), "-b", "20M"),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def retransmits(self) -> int:
+        """Segments that TCP sent twice, until now."""
+        self.client.terminate()
+        out, _ = self.client.communicate(timeout=20)
+        self.server.kill()
+        return int(json.loads(out)["end"]["sum_sent"]["retransmits"])
+
+
+def restart(relay: Relay) -> None:
+    """As systemd does: SIGTERM, wait for the end, start."""
+    assert relay.process is not None
+    started = time.monotonic()
+    assert relay.process.stop(20) == 0
+    assert time.monotonic() - started < GRACE_SECONDS + 3
+    relay.start()
+
+
+def test_a_rolling_restart_of_three_relays_loses_nothing(restartable: Mesh) -> None:
+    mesh = restartable
+    a, b = mesh.nodes
+    stream = PingStream(a.host, b.v4, "rolling-ping")
+    tcp = Stream(b, a, 120)
+    assert stream.wait_for_replies(100)
+    for relay in mesh.relays:
+        restart(relay)
+        until(f"everybody is back on {relay.name}", 30, lambda: ready_on_all(mesh))
+        assert stream.wait_for_replies(100)
+    stream.stop()
+    assert lost(stream) == []
+    assert tcp.retransmits() == 0
