@@ -255,12 +255,14 @@ fn those_who_ask_without_end_and_never_read_the_answers_cost_nothing() {
 
 #[test]
 fn what_is_never_finished_is_bounded() {
+    const STRANGERS: usize = 200;
     let siege = Siege::plain("[limits]\nhandshake_timeout_s = 3\n");
     let mut unfinished = Vec::new();
-    for number in 0..100 {
+    for number in 0..STRANGERS {
         let mut raw = Raw::over(connect_from(address(number), siege.relay.data).unwrap());
         raw.upgrade("/ws/data");
-        match number % 4 {
+        // Who has not signed in has nothing long to say, in one piece or in several.
+        let refused = match number % 5 {
             // A control message in fragments, of which the last never comes.
             0 => {
                 for _ in 0..4 {
@@ -268,33 +270,46 @@ fn what_is_never_finished_is_bounded() {
                     write_frame(FrameType::AuthRequest, Flags::MORE, &[b' '; 4000], &mut part).unwrap();
                     raw.send(&message(&part));
                 }
+                false
             }
-            // A WebSocket message of 200 KiB less a byte.
+            // A WebSocket message of 32 KiB less a byte.
             1 => {
-                let whole = message(&vec![0; 200 << 10]);
+                let whole = message(&vec![0; 32 << 10]);
                 raw.send(&whole[..whole.len() - 1]);
+                false
             }
-            // The same, in WebSocket fragments.
             2 => {
-                raw.send(&Ws { fin: false, ..Ws::new(BINARY) }.bytes(&vec![0; 100 << 10]));
-                raw.send(&Ws { fin: false, ..Ws::new(0) }.bytes(&vec![0; 100 << 10]));
+                raw.send(&Ws { fin: false, ..Ws::new(BINARY) }.bytes(&vec![0; 20 << 10]));
+                raw.send(&Ws { fin: false, ..Ws::new(0) }.bytes(&vec![0; 12 << 10]));
+                false
             }
-            // A header that promises the most that is allowed.
-            _ => raw.send(&Ws { length: Some(Length::Eight(256 << 10)), ..Ws::new(BINARY) }.bytes(b"")),
-        }
-        unfinished.push(raw);
+            3 => {
+                raw.send(&Ws { fin: false, ..Ws::new(BINARY) }.bytes(&vec![0; 20 << 10]));
+                raw.send(&Ws { fin: false, ..Ws::new(0) }.bytes(&vec![0; (12 << 10) + 1]));
+                true
+            }
+            // A header that promises more.
+            _ => {
+                raw.send(&Ws { length: Some(Length::Eight(256 << 10)), ..Ws::new(BINARY) }.bytes(b""));
+                true
+            }
+        };
+        unfinished.push((raw, refused));
+    }
+    let mut nodes: Vec<_> = (100..120).map(|node| Raw::node(siege.relay.data, node, 1)).collect();
+    for node in &mut nodes {
+        let whole = message(&vec![0; 256 << 10]);
+        node.send(&whole[..whole.len() - 1]);
     }
     siege.holds();
     let peak = siege.vitals();
-    assert!(
-        peak.rss < siege.before.rss + 50 * (256 << 10) + SLACK,
-        "{} MiB",
-        (peak.rss - siege.before.rss) >> 20
-    );
-    for raw in &mut unfinished {
+    let bound = STRANGERS as u64 * (64 << 10) + 20 * (512 << 10) + SLACK;
+    assert!(peak.rss < siege.before.rss + bound, "{} MiB", (peak.rss - siege.before.rss) >> 20);
+    for (raw, refused) in &mut unfinished {
         let ending = raw.ending();
-        assert!(ending.errors == [1001] || ending.errors.is_empty(), "{ending:?}");
+        let code = if *refused { 2003 } else { 1001 };
+        assert_eq!(ending.errors, [code], "{ending:?}");
     }
-    drop(unfinished);
+    drop((unfinished, nodes));
     siege.lift();
 }
