@@ -70,9 +70,20 @@ toolchain:
 	@scripts/need build-essential:cc
 	@command -v cargo >/dev/null || { echo "a Rust toolchain (1.95 or newer) is needed: install it with rustup, or your distribution's rustc and cargo packages" >&2; exit 3; }
 
-bench-relay: toolchain ## CPU per forwarded frame, beside a plain tokio relay; writes target/bench/relay.json
+IROH_RELAY := 1.4.1
+IROH_ROOT := target/rivals/iroh-relay
+
+bench-relay: toolchain $(IROH_ROOT)/.$(IROH_RELAY) ## the relay beside iroh-relay and a plain tokio relay; writes target/bench/relay.json
 	cargo build --quiet --release -p edgelink-bench -p edgelink-relay
 	target/release/edgelink-bench relay
+
+# As published, with its own locked dependencies; not part of this workspace.
+$(IROH_ROOT)/.$(IROH_RELAY): | toolchain
+	CARGO_PROFILE_RELEASE_LTO=thin CARGO_TARGET_DIR=target/rivals/build cargo install --quiet --force --locked --root $(IROH_ROOT) iroh-relay@$(IROH_RELAY) --features server
+	@touch $@
+
+bench-micro: toolchain ## the steps of a packet, each by itself (criterion)
+	cargo bench --quiet -p edgelink-bench --bench micro
 
 fuzz: venv ## each fuzz target for a minute (FUZZ_SECONDS=60); needs a nightly toolchain
 	fuzz/run $(or $(FUZZ_SECONDS),60)
@@ -83,4 +94,4 @@ advisories: venv ## known vulnerabilities in dependencies (needs the network)
 clean: ## what was built
 	rm -rf target fuzz/target $(VENV)
 
-.PHONY: help demo test test-rust test-python test-e2e soak check build dist wheel venv toolchain bench-relay fuzz advisories clean
+.PHONY: help demo test test-rust test-python test-e2e soak check build dist wheel venv toolchain bench-relay bench-micro fuzz advisories clean

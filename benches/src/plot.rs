@@ -37,7 +37,7 @@ pub(crate) fn svg(report: &Report) -> String {
         let longest = row.measurements.iter().map(|one| one.value.most).fold(f64::MIN_POSITIVE, f64::max);
         let scale = (WIDTH - LABEL - FIGURE - MARGIN) / longest;
         for one in &row.measurements {
-            let (fill, length) = (if one.ours { OURS } else { RIVAL }, one.value.median * scale);
+            let (fill, length) = (if one.ours { OURS } else { RIVAL }, one.value.median.max(0.0) * scale);
             text(&mut out, LABEL - 8.0, y + 12.0, "end", "12", &one.name);
             let _ = writeln!(
                 out,
@@ -45,7 +45,8 @@ pub(crate) fn svg(report: &Report) -> String {
                 y + 1.0,
                 BAR - 3.0
             );
-            let (least, most) = (LABEL + one.value.least * scale, LABEL + one.value.most * scale);
+            let (least, most) =
+                (LABEL + one.value.least.max(0.0) * scale, LABEL + one.value.most.max(0.0) * scale);
             let middle = y + BAR / 2.0 - 0.5;
             let _ = writeln!(
                 out,

@@ -7,9 +7,15 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
+use nix::sys::time::TimeValLike as _;
 use nix::unistd::Pid;
+use thread_priority::ThreadPriority;
+use thread_priority::unix::{
+    NormalThreadSchedulePolicy, ThreadSchedulePolicy, set_thread_priority_and_policy, thread_native_id,
+};
 
 /// Where servers run.
 pub(crate) const SERVER_CORE: usize = 1;
@@ -27,6 +33,13 @@ pub(crate) fn pin(core: usize) -> anyhow::Result<()> {
     sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("cannot run on core {core}"))
 }
 
+/// From now on this thread runs only when nothing else wants its core.
+pub(crate) fn work_when_idle() -> anyhow::Result<()> {
+    let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+    set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle)
+        .map_err(|error| anyhow!("cannot give way to other threads: {error}"))
+}
+
 /// CPU time of the calling thread, nanoseconds.
 pub(crate) fn own_cpu() -> anyhow::Result<u64> {
     let text = fs::read_to_string("/proc/thread-self/schedstat").context("schedstat of this thread")?;
@@ -39,16 +52,51 @@ pub(crate) fn free_port() -> anyhow::Result<SocketAddr> {
     listener.local_addr().context("no port free")
 }
 
-/// A running server. Killed when dropped.
+/// CPU time of all threads of this process, those that ended included, nanoseconds.
+pub(crate) fn whole_cpu() -> anyhow::Result<u64> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF)?;
+    let total = usage.user_time() + usage.system_time();
+    Ok(u64::try_from(total.num_microseconds())? * 1000)
+}
+
+/// Lets this process and what it starts have as many open files as it may; how many that is.
+pub(crate) fn raise_open_files() -> anyhow::Result<u64> {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    Ok(most)
+}
+
+/// When a server that was started can be used.
+#[derive(Clone, Debug)]
+pub(crate) enum Ready {
+    /// Its port accepts.
+    Accepts,
+    /// It has written this.
+    Says(String),
+}
+
+/// A running server. Killed when dropped, if it was started here.
 #[derive(Debug)]
 pub(crate) struct Server {
-    child: Child,
+    child: Option<Child>,
+    /// Whose CPU time and memory count.
+    pid: i32,
     output: PathBuf,
 }
 
 impl Server {
     /// Starts `command` on [`SERVER_CORE`] with its output in `output`, and waits until `address` accepts.
-    pub(crate) fn start(mut command: Command, output: PathBuf, address: SocketAddr) -> anyhow::Result<Self> {
+    pub(crate) fn start(command: Command, output: PathBuf, address: SocketAddr) -> anyhow::Result<Self> {
+        Self::start_when(command, output, address, &Ready::Accepts)
+    }
+
+    /// The same, with another sign that it is ready.
+    pub(crate) fn start_when(
+        mut command: Command,
+        output: PathBuf,
+        address: SocketAddr,
+        ready: &Ready,
+    ) -> anyhow::Result<Self> {
         let file = File::create(&output).with_context(|| format!("cannot write {}", output.display()))?;
         // Held open for the server's life: some end when it closes, so that none outlives us.
         command.stdin(Stdio::piped()).stdout(file.try_clone()?).stderr(file);
@@ -56,32 +104,61 @@ impl Server {
         let child =
             command.spawn().with_context(|| format!("cannot start {}", command.get_program().display()));
         pin(CLIENT_CORE)?;
-        let mut server = Self { child: child?, output };
+        let child = child?;
+        let pid = i32::try_from(child.id())?;
+        let mut server = Self { child: Some(child), pid, output };
         let deadline = Instant::now() + START_TIME;
-        while TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_err() {
-            if let Some(status) = server.child.try_wait()? {
+        while !server.is_ready(ready, address) {
+            if let Some(status) = server.child.as_mut().map(Child::try_wait).transpose()?.flatten() {
                 bail!("the server ended with {status}:\n{}", server.output_tail());
             }
             if Instant::now() > deadline {
-                bail!("no answer on {address} after {START_TIME:?}:\n{}", server.output_tail());
+                bail!("not ready on {address} after {START_TIME:?}:\n{}", server.output_tail());
             }
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(server)
     }
 
+    /// Takes over the measuring of what somebody else started: its threads are tied to [`SERVER_CORE`].
+    pub(crate) fn attach(pid: i32, address: SocketAddr) -> anyhow::Result<Self> {
+        let server = Self { child: None, pid, output: PathBuf::new() };
+        if !server.is_ready(&Ready::Accepts, address) {
+            bail!("nobody listens on {address}");
+        }
+        Ok(server)
+    }
+
+    /// Counts what process `pid` uses, and ties its threads to [`SERVER_CORE`].
+    pub(crate) fn count(&mut self, pid: i32) -> anyhow::Result<()> {
+        let mut core = CpuSet::new();
+        core.set(SERVER_CORE).context("no such core")?;
+        for task in fs::read_dir(format!("/proc/{pid}/task")).with_context(|| format!("no process {pid}"))? {
+            let task = task?.file_name().to_string_lossy().parse()?;
+            sched_setaffinity(Pid::from_raw(task), &core)
+                .with_context(|| format!("cannot move thread {task}"))?;
+        }
+        self.pid = pid;
+        Ok(())
+    }
+
+    fn is_ready(&self, ready: &Ready, address: SocketAddr) -> bool {
+        match ready {
+            Ready::Accepts => TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_ok(),
+            Ready::Says(words) => self.output_tail().contains(words),
+        }
+    }
+
+    /// Resident memory, bytes.
+    pub(crate) fn resident(&self) -> anyhow::Result<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid))
+            .with_context(|| format!("the server is gone:\n{}", self.output_tail()))?;
+        resident(&status).context("the status of a process is not what it was")
+    }
+
     /// CPU time of all its threads, nanoseconds. Threads that ended are not counted: servers here keep theirs.
     pub(crate) fn cpu(&self) -> anyhow::Result<u64> {
-        let tasks = format!("/proc/{}/task", self.child.id());
-        let mut total = 0;
-        for task in
-            fs::read_dir(&tasks).with_context(|| format!("the server is gone:\n{}", self.output_tail()))?
-        {
-            // A thread may end between the listing and here.
-            let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
-            total += run_time(&text).context("schedstat is not what it was")?;
-        }
-        Ok(total)
+        cpu_of(&self.pid.to_string()).with_context(|| format!("the server is gone:\n{}", self.output_tail()))
     }
 
     /// The end of what it said.
@@ -97,10 +174,28 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Either fails only when it is gone already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(child) = &mut self.child {
+            // Either fails only when it is gone already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
+}
+
+fn cpu_of(process: &str) -> anyhow::Result<u64> {
+    let mut total = 0;
+    for task in fs::read_dir(format!("/proc/{process}/task"))? {
+        // A thread may end between the listing and here.
+        let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
+        total += run_time(&text).context("schedstat is not what it was")?;
+    }
+    Ok(total)
+}
+
+/// `VmRSS` of a process' `status`, bytes.
+fn resident(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
 /// The first field of a `schedstat`: nanoseconds on a CPU.
@@ -117,6 +212,12 @@ mod tests {
         assert_eq!(run_time("123456789 42 7\n"), Some(123_456_789));
         assert_eq!(run_time(""), None);
         assert_eq!(run_time("x 1 2"), None);
+    }
+
+    #[test]
+    fn resident_memory_is_read_in_bytes() {
+        assert_eq!(resident("VmSize:\t 9 kB\nVmRSS:\t    5124 kB\nRssAnon:\t 1 kB\n"), Some(5124 * 1024));
+        assert_eq!(resident("Name:\tzombie\n"), None);
     }
 
     #[test]

@@ -16,10 +16,10 @@ pub(crate) struct Measurement {
     pub(crate) ours: bool,
     /// The figure.
     pub(crate) value: Summary,
-    /// Share of the server's core that it used.
-    pub(crate) server_percent: f64,
+    /// Share of the server's core that it used, where that is known.
+    pub(crate) server_percent: Option<f64>,
     /// Share of the clients' core that they used.
-    pub(crate) client_percent: f64,
+    pub(crate) client_percent: Option<f64>,
     /// Why the figure may be in doubt.
     pub(crate) notes: Vec<String>,
 }
@@ -42,6 +42,8 @@ pub(crate) struct Row {
     pub(crate) unit: &'static str,
     /// Which way they should go.
     pub(crate) better: Better,
+    /// What nobody should expect to pass.
+    pub(crate) floor: Option<f64>,
     /// Ours first.
     pub(crate) measurements: Vec<Measurement>,
 }
@@ -65,10 +67,12 @@ impl Row {
     /// How many times better ours is; nothing to say about ours itself.
     fn ours_better_by(&self, rival: &Measurement) -> Option<f64> {
         let (ours, rival) = (self.ours().filter(|_| !rival.ours)?.value.median, rival.value.median);
-        Some(match self.better {
+        let times = match self.better {
             Better::Lower => rival / ours,
             Better::Higher => ours / rival,
-        })
+        };
+        // Of what may be nothing or less there is no ratio.
+        (times.is_finite() && times > 0.0).then_some(times)
     }
 
     fn to_json(&self) -> Value {
@@ -76,16 +80,23 @@ impl Row {
             |value: &dyn Fn(&Measurement) -> Value, of: &dyn Fn(&Measurement) -> bool| -> Map<_, _> {
                 self.measurements.iter().filter(|m| of(m)).map(|m| (m.name.clone(), value(m))).collect()
             };
-        json!({
+        let percent = |of: &dyn Fn(&Measurement) -> Option<f64>| {
+            per_name(&|m| of(m).map_or(Value::Null, rounded), &|m| of(m).is_some())
+        };
+        let mut row = json!({
             "what": self.what,
             "unit": self.unit,
             "ours": self.ours().map(|m| rounded(m.value.median)),
             "rivals": per_name(&|m| rounded(m.value.median), &|m| !m.ours),
             "spread": per_name(&|m| json!([rounded(m.value.least), rounded(m.value.most)]), &|_| true),
-            "server_cpu_percent": per_name(&|m| rounded(m.server_percent), &|_| true),
-            "client_cpu_percent": per_name(&|m| rounded(m.client_percent), &|_| true),
+            "server_cpu_percent": percent(&|m| m.server_percent),
+            "client_cpu_percent": percent(&|m| m.client_percent),
             "notes": per_name(&|m| json!(m.notes), &|m| !m.notes.is_empty()),
-        })
+        });
+        if let Some(floor) = self.floor {
+            row["floor"] = rounded(floor);
+        }
+        row
     }
 }
 
@@ -103,21 +114,26 @@ impl Report {
     }
 }
 
-/// One decimal: more would be made up.
+/// One decimal, or four where they are all there is: more would be made up.
 fn rounded(value: f64) -> Value {
-    json!((value * 10.0).round() / 10.0)
+    let digits = if value.abs() < 10.0 { 10_000.0 } else { 10.0 };
+    json!((value * digits).round() / digits)
 }
 
-/// Whole numbers with a thin separator of thousands.
+/// Small ones with digits after the point, others whole and with a separator of thousands.
 pub(crate) fn number(value: f64) -> String {
-    let digits = format!("{value:.0}");
+    if value.abs() < 10.0 {
+        let text = format!("{value:.3}");
+        return text.trim_end_matches('0').trim_end_matches('.').to_owned();
+    }
+    let digits = format!("{:.0}", value.abs());
     let grouped: Vec<&str> = digits
         .as_bytes()
         .rchunks(3)
         .rev()
         .map(|chunk| std::str::from_utf8(chunk).unwrap_or_default())
         .collect();
-    grouped.join(",")
+    format!("{}{}", if value < 0.0 { "-" } else { "" }, grouped.join(","))
 }
 
 /// For people: a line per row and contender.
@@ -129,14 +145,16 @@ pub(crate) fn table(report: &Report) -> String {
         for (number_in_row, measurement) in row.measurements.iter().enumerate() {
             let Summary { median, least, most } = measurement.value;
             let times = row.ours_better_by(measurement);
+            let percent =
+                |share: Option<f64>| share.map_or_else(String::new, |share| format!("{share:.0} %"));
             table.add_row([
                 if number_in_row == 0 { row.what.to_owned() } else { String::new() },
                 measurement.name.clone(),
                 format!("{} {}", number(median), row.unit),
                 format!("{} - {}", number(least), number(most)),
                 times.map_or_else(String::new, |times| format!("{times:.2}x")),
-                format!("{:.0} %", measurement.server_percent),
-                format!("{:.0} %", measurement.client_percent),
+                percent(measurement.server_percent),
+                percent(measurement.client_percent),
                 measurement.notes.join("; "),
             ]);
         }
@@ -159,8 +177,8 @@ pub(crate) mod tests {
             name: name.to_owned(),
             ours,
             value: Summary { median, least: median * 0.9, most: median * 1.1 },
-            server_percent: 99.0,
-            client_percent: 60.0,
+            server_percent: Some(99.0),
+            client_percent: None,
             notes: if ours { Vec::new() } else { vec!["3 frames lost".to_owned()] },
         };
         Report {
@@ -175,6 +193,7 @@ pub(crate) mod tests {
                 what: "cpu ns per 1400 B frame, 1 pair, batched",
                 unit: "ns",
                 better: Better::Lower,
+                floor: Some(680.0),
                 measurements: vec![
                     measurement("edgelink", true, 1000.04),
                     measurement("plain", false, 6000.0),
@@ -192,6 +211,9 @@ pub(crate) mod tests {
         assert_eq!(row["ours"], 1000.0);
         assert_eq!(row["rivals"], json!({"plain": 6000.0}));
         assert_eq!(row["spread"]["plain"], json!([5400.0, 6600.0]));
+        assert_eq!(row["floor"], 680.0);
+        assert_eq!(row["server_cpu_percent"]["edgelink"], 99.0);
+        assert_eq!(row["client_cpu_percent"], json!({}));
         assert_eq!(value["kernel"], "6.18");
     }
 
@@ -222,7 +244,10 @@ pub(crate) mod tests {
 
     #[test]
     fn thousands_are_set_apart() {
-        assert_eq!(number(0.4), "0");
+        assert_eq!(number(0.0), "0");
+        assert_eq!(number(0.99651), "0.997");
+        assert_eq!(number(1.2), "1.2");
+        assert_eq!(number(-1234.0), "-1,234");
         assert_eq!(number(999.0), "999");
         assert_eq!(number(2_500_000.2), "2,500,000");
     }

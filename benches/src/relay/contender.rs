@@ -12,6 +12,9 @@ use meshdp::proto::token::sign::TokenSigner;
 use meshdp::proto::token::{RelaySubject, Token};
 use rustls::pki_types::CertificateDer;
 
+use super::Options;
+use super::dialect::{Dialect, Packing};
+use super::hook::{Hook, Protocol};
 use crate::process::{Server, free_port};
 
 /// The network that all clients are in.
@@ -20,17 +23,10 @@ const NETWORK: NetworkId = NetworkId(1);
 const RELAY: u16 = 1;
 /// Seed of the key that signs relay tokens; the relay is given the public half.
 const SEED: [u8; 32] = [0x5e; 32];
+/// No limit of ours is to be met.
+const MANY: u32 = 1_000_000;
 /// A token's life, seconds.
 const TOKEN_LIFE: u64 = 3600;
-
-/// How a client puts several frames into one write.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Packing {
-    /// One WebSocket message with all of them, as EdgeLink's nodes do.
-    OneMessage,
-    /// A message for each, as clients of other relays do.
-    MessageEach,
-}
 
 /// Somebody to be measured.
 #[derive(Clone, Debug)]
@@ -39,6 +35,8 @@ pub(super) struct Contender {
     pub(super) name: String,
     /// How its clients pack frames; makes no difference to those that send frame by frame.
     pub(super) packing: Packing,
+    /// Whether it is in rows that need more than forwarding: a second shape of the same server is not.
+    pub(super) main: bool,
     kind: Kind,
 }
 
@@ -47,33 +45,53 @@ pub(super) struct Contender {
 enum Kind {
     Edgelink { binary: PathBuf, driver: &'static str },
     Plain { flush_each: bool },
+    Iroh { binary: PathBuf },
+    Hook(Hook),
 }
 
 /// The name of ours.
 pub(super) const OURS: &str = "edgelink";
 
-/// Ours first. `relay` is the relay to measure, `other` another build of it to stand beside.
-pub(super) fn all(relay: Option<&Path>, other: Option<&Path>) -> anyhow::Result<Vec<Contender>> {
-    let binary = match relay {
-        Some(relay) => relay.to_owned(),
+/// Ours first.
+pub(super) fn all(options: &Options) -> anyhow::Result<Vec<Contender>> {
+    let binary = match &options.relay {
+        Some(relay) => relay.clone(),
         None => std::env::current_exe()?.with_file_name("edgelink-relay"),
     };
-    let contender = |name: &str, packing, kind| Contender { name: name.to_owned(), packing, kind };
+    let contender =
+        |name: &str, packing, main, kind| Contender { name: name.to_owned(), packing, main, kind };
     let edgelink = |name, binary: &Path, driver| {
-        contender(name, Packing::OneMessage, Kind::Edgelink { binary: binary.to_owned(), driver })
+        contender(name, Packing::Records, true, Kind::Edgelink { binary: binary.to_owned(), driver })
     };
     let mut all = vec![edgelink(OURS, &binary, "auto")];
-    all.extend(other.map(|other| edgelink("edgelink (other)", other, "auto")));
+    all.extend(options.relay_binary.as_deref().map(|other| edgelink("edgelink (other)", other, "auto")));
     all.extend([
         // Where io_uring is forbidden.
         edgelink("edgelink, epoll", &binary, "epoll"),
         // As most are written: each message is sent as it comes.
-        contender("plain", Packing::MessageEach, Kind::Plain { flush_each: true }),
+        contender("plain", Packing::MessageEach, true, Kind::Plain { flush_each: true }),
         // The best that such a forwarder can do: it flushes when nothing more waits.
-        contender("plain, coalescing", Packing::MessageEach, Kind::Plain { flush_each: false }),
+        contender("plain, coalescing", Packing::MessageEach, false, Kind::Plain { flush_each: false }),
         // The same, fed by clients that pack frames as ours do, which is more than its users would.
-        contender("plain, packed", Packing::OneMessage, Kind::Plain { flush_each: false }),
+        contender("plain, packed", Packing::Records, false, Kind::Plain { flush_each: false }),
     ]);
+    if options.iroh.is_file() {
+        let iroh =
+            |name, packing, main| contender(name, packing, main, Kind::Iroh { binary: options.iroh.clone() });
+        all.push(iroh("iroh-relay", Packing::MessageEach, true));
+        // Its clients put up to ten datagrams of one size into one message when they have them at once.
+        all.push(iroh("iroh-relay, packed", Packing::Records, false));
+    } else {
+        eprintln!(
+            "{} is not there: iroh-relay is left out (make bench-relay builds it)",
+            options.iroh.display()
+        );
+    }
+    for file in &options.contender {
+        let hook = Hook::read(file)?;
+        let packing = if hook.packed { Packing::Records } else { Packing::MessageEach };
+        all.push(contender(&hook.name.clone(), packing, true, Kind::Hook(hook)));
+    }
     Ok(all)
 }
 
@@ -84,13 +102,44 @@ impl Contender {
         words.collect::<Vec<_>>().join("-")
     }
 
-    /// Starts it, with TLS or without.
-    pub(super) fn start(&self, setting: &Setting, tls: bool) -> anyhow::Result<Running> {
+    /// Whether that is us.
+    pub(super) fn is_ours(&self) -> bool {
+        self.name == OURS
+    }
+
+    /// Whether it is our relay, this build or another.
+    pub(super) const fn is_edgelink(&self) -> bool {
+        matches!(self.kind, Kind::Edgelink { .. })
+    }
+
+    /// Whether it can be had without TLS.
+    pub(super) fn without_tls(&self) -> bool {
         match &self.kind {
-            Kind::Edgelink { binary, driver } => start_edgelink(setting, tls, binary, driver),
+            Kind::Edgelink { .. } | Kind::Plain { .. } => true,
+            Kind::Iroh { .. } => false,
+            Kind::Hook(hook) => hook.without_tls,
+        }
+    }
+
+    /// Starts it. `workers` is for ours only; everybody else has one thread on one core anyway.
+    pub(super) fn start(&self, setting: &Setting, tls: bool, workers: u32) -> anyhow::Result<Running> {
+        match &self.kind {
+            Kind::Edgelink { binary, driver } => start_edgelink(setting, tls, binary, driver, workers),
             Kind::Plain { flush_each } => start_plain(setting, tls, *flush_each),
+            Kind::Iroh { binary } => start_iroh(setting, binary),
+            Kind::Hook(hook) => start_hook(setting, hook, tls),
         }
         .with_context(|| format!("cannot start {}", self.name))
+    }
+}
+
+/// The plain forwarder as it is measured: what others call a full load is its peak.
+pub(super) fn plain() -> Contender {
+    Contender {
+        name: "plain".to_owned(),
+        packing: Packing::MessageEach,
+        main: true,
+        kind: Kind::Plain { flush_each: true },
     }
 }
 
@@ -100,8 +149,33 @@ pub(super) struct Running {
     pub(super) process: Server,
     /// Where its WebSocket is.
     pub(super) address: SocketAddr,
-    /// What a node signs in with.
-    pub(super) token: fn(NodeId) -> anyhow::Result<String>,
+    /// What it speaks.
+    pub(super) dialect: Dialect,
+    tokens: Tokens,
+}
+
+/// What a node signs in with.
+#[derive(Clone, Copy, Debug)]
+enum Tokens {
+    /// A relay token, signed.
+    Signed,
+    /// Its id in decimal: the plain forwarder believes what a node says.
+    Id,
+}
+
+impl Running {
+    /// What `node` signs in with.
+    pub(super) fn token(&self, node: NodeId) -> anyhow::Result<String> {
+        match self.tokens {
+            Tokens::Signed => relay_token(node),
+            Tokens::Id => Ok(node.to_string()),
+        }
+    }
+
+    /// Does `work` with it; when that fails, what the server said is part of the error.
+    pub(super) fn saying<T>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+        work().with_context(|| format!("it said: {}", self.process.output_tail().trim()))
+    }
 }
 
 /// What all contenders share: the certificate, and a folder for their files.
@@ -126,12 +200,19 @@ impl Setting {
     }
 }
 
-fn start_edgelink(setting: &Setting, tls: bool, binary: &Path, driver: &str) -> anyhow::Result<Running> {
+fn start_edgelink(
+    setting: &Setting,
+    tls: bool,
+    binary: &Path,
+    driver: &str,
+    workers: u32,
+) -> anyhow::Result<Running> {
     if !binary.is_file() {
         bail!("{} is not there: build it with the same profile", binary.display());
     }
     let address = free_port()?;
-    let mut relay = serde_json::json!({ "id": RELAY, "listen": address, "workers": 1, "driver": driver });
+    let mut relay =
+        serde_json::json!({ "id": RELAY, "listen": address, "workers": workers, "driver": driver });
     if tls {
         relay["tls"] = serde_json::json!({ "cert": setting.certificate, "key": setting.key });
     } else {
@@ -140,6 +221,7 @@ fn start_edgelink(setting: &Setting, tls: bool, binary: &Path, driver: &str) -> 
     let config = serde_json::json!({
         "jwt": { "algorithm": "EdDSA", "public_key": signer()?.verification_key().public.reveal() },
         "relay": relay,
+        "limits": { "max_connections": MANY, "max_unauthenticated": MANY, "max_unauthenticated_per_address": MANY },
         "stun": { "enabled": false },
         "admin": { "enabled": false },
         "log": { "level": "warn" },
@@ -150,7 +232,7 @@ fn start_edgelink(setting: &Setting, tls: bool, binary: &Path, driver: &str) -> 
     let mut command = Command::new(binary);
     command.arg("--config").arg(&file);
     let process = Server::start(command, setting.folder.join("edgelink-relay.log"), address)?;
-    Ok(Running { process, address, token: relay_token })
+    Ok(Running { process, address, dialect: Dialect::Edgelink, tokens: Tokens::Signed })
 }
 
 fn start_plain(setting: &Setting, tls: bool, flush_each: bool) -> anyhow::Result<Running> {
@@ -164,7 +246,54 @@ fn start_plain(setting: &Setting, tls: bool, flush_each: bool) -> anyhow::Result
         command.arg("--certificate").arg(&setting.certificate).arg("--key").arg(&setting.key);
     }
     let process = Server::start(command, setting.folder.join("plain.log"), address)?;
-    Ok(Running { process, address, token: |node| Ok(node.to_string()) })
+    Ok(Running { process, address, dialect: Dialect::Edgelink, tokens: Tokens::Id })
+}
+
+/// Its own binary as published, without limits. It opens a second port, for HTTP.
+fn start_iroh(setting: &Setting, binary: &Path) -> anyhow::Result<Running> {
+    let (address, http) = (free_port()?, free_port()?);
+    let tls = toml::toml! {
+        cert_mode = "Manual"
+        https_bind_addr = (address.to_string())
+    };
+    let mut config = toml::Table::new();
+    let mut tls = tls;
+    for (name, file) in [("manual_cert_path", &setting.certificate), ("manual_key_path", &setting.key)] {
+        tls.insert(name.to_owned(), file.display().to_string().into());
+    }
+    config.insert("http_bind_addr".to_owned(), http.to_string().into());
+    config.insert("enable_quic_addr_discovery".to_owned(), false.into());
+    config.insert("enable_metrics".to_owned(), false.into());
+    config.insert("tls".to_owned(), tls.into());
+    let file = setting.folder.join("iroh-relay.toml");
+    fs::write(&file, config.to_string())?;
+    let mut command = Command::new(binary);
+    command.arg("--config-path").arg(&file).env("RUST_LOG", "error");
+    let process = Server::start(command, setting.folder.join("iroh-relay.log"), address)?;
+    Ok(Running { process, address, dialect: Dialect::Iroh, tokens: Tokens::Id })
+}
+
+fn start_hook(setting: &Setting, hook: &Hook, tls: bool) -> anyhow::Result<Running> {
+    let address = match hook.port {
+        Some(port) => SocketAddr::from(([127, 0, 0, 1], port)),
+        None => free_port()?,
+    };
+    let key = signer()?.verification_key().public.reveal().to_owned();
+    let values = [
+        ("port", address.port().to_string()),
+        ("address", address.to_string()),
+        ("certificate", setting.certificate.display().to_string()),
+        ("key", setting.key.display().to_string()),
+        ("tls", tls.to_string()),
+        ("token_key", key),
+    ];
+    let process = hook.start(&values, setting.folder.join(format!("{}.log", hook.file_name())), address)?;
+    let (dialect, tokens) = match hook.protocol {
+        Protocol::Ours => (Dialect::Edgelink, Tokens::Signed),
+        Protocol::PlainWs => (Dialect::Edgelink, Tokens::Id),
+        Protocol::Iroh => (Dialect::Iroh, Tokens::Id),
+    };
+    Ok(Running { process, address, dialect, tokens })
 }
 
 fn signer() -> anyhow::Result<TokenSigner> {
@@ -185,8 +314,10 @@ mod tests {
 
     #[test]
     fn contenders_can_be_told_apart_on_the_command_line() {
-        let all = all(None, Some(Path::new("/elsewhere/edgelink-relay"))).expect("this program has a path");
-        assert_eq!(all[0].name, OURS);
+        let options =
+            Options { relay_binary: Some("/elsewhere/edgelink-relay".into()), ..Options::default() };
+        let all = all(&options).expect("this program has a path");
+        assert!(all[0].is_ours());
         let mut slugs: Vec<_> = all.iter().map(Contender::slug).collect();
         assert!(
             slugs.contains(&"edgelink-other".to_owned()) && slugs.contains(&"plain-coalescing".to_owned())

@@ -1,28 +1,43 @@
-//! `edgelink-bench relay`: what a relay costs per forwarded frame, beside rivals in the same run.
+//! `edgelink-bench relay`: what a relay costs, and what it does under stress, beside rivals in the same run.
 //!
-//! Every row of [`ROWS`] is measured in rounds; in each round all contenders take their turn, freshly started ([`contender`]) on one core, while
-//! [`load`] drives them from the other one. Reported is the median, with least and most. CPU time is what the kernel's scheduler counted for the
-//! server's threads; on loopback that contains the receiving half of its clients' TCP. What is left to others: [`stream`] frames,
-//! [`transport`] speaks TLS, `report` and `plot` write.
+//! Every group of rows of [`row::GROUPS`] is measured in rounds; in each round all contenders take their turn, freshly started ([`contender`]) on
+//! one core, while clients drive them from the other one. Reported is the median, with least and most. CPU time is what the kernel's scheduler
+//! counted for the server's threads; on loopback that contains the receiving half of its clients' TCP.
+//!
+//! Scenarios: [`throughput`], [`delay`], [`overload`], [`memory`], [`session`], [`storm`]. Under them: [`setup`] makes pairs of [`client`]s, the
+//! [`engine`] lets flows go between them; [`dialect`], [`receiver`] and [`websocket`] frame, [`transport`] speaks TLS. `report` and `plot` write.
 
+mod client;
 mod contender;
-mod load;
-mod stream;
+mod delay;
+mod dialect;
+mod engine;
+mod hook;
+mod memory;
+mod overload;
+mod receiver;
+mod row;
+mod session;
+mod setup;
+mod storm;
+mod throughput;
 mod transport;
+mod websocket;
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 
 use crate::machine::Machine;
-use crate::process::{CLIENT_CORE, pin};
-use crate::report::{Better, Measurement, Report, Row};
+use crate::process::{CLIENT_CORE, pin, raise_open_files};
+use crate::report::{Measurement, Report, Row};
+use crate::stats::Summary;
 use crate::{plot, report};
-use contender::{Contender, OURS, Setting};
-use load::{Load, Outcome};
+use contender::{Contender, Setting};
+use row::{Bench, GROUPS, Group, Sample};
 
 /// Where figures go.
 const FOLDER: &str = "target/bench";
@@ -32,18 +47,22 @@ const CLIENT_LIMIT_PERCENT: f64 = 90.0;
 const SERVER_LIMIT_PERCENT: f64 = 90.0;
 /// A server that fails is started again so often before its round counts as failed.
 const ATTEMPTS: u32 = 2;
+/// A contender that failed in so many rounds of a group is not tried again in it.
+const MAX_FAILURES: usize = 2;
 /// Bounds that keep a mistyped option from running for a day.
 const MAX_ROUNDS: u32 = 100;
 const MAX_SECONDS: f64 = 60.0;
+/// Open files beside the connections.
+const OTHER_FILES: u64 = 500;
 
 /// How to measure.
-#[derive(clap::Args)]
+#[derive(clap::Args, Debug, Default)]
 pub(crate) struct Options {
     /// Rounds; each measures every contender once per row.
     #[arg(long, default_value_t = 5)]
     rounds: u32,
     /// Length of what is measured, after a warm-up of half a second.
-    #[arg(long, default_value_t = 1.5)]
+    #[arg(long, default_value_t = 1.2)]
     seconds: f64,
     /// Only rows whose name contains this.
     #[arg(long, value_name = "SUBSTRING")]
@@ -57,76 +76,28 @@ pub(crate) struct Options {
     /// Another build of the relay, measured beside the first as `edgelink (other)`.
     #[arg(long, value_name = "FILE")]
     relay_binary: Option<PathBuf>,
+    /// The iroh-relay to measure; left out when it is not there.
+    #[arg(long, value_name = "FILE", default_value_os_t = row::default_iroh())]
+    iroh: PathBuf,
+    /// A contender of your own: a TOML file that says how it is started and what it speaks (docs/benchmarks.md).
+    #[arg(long, value_name = "FILE")]
+    contender: Vec<PathBuf>,
     /// Frames of one pair that may be on their way, in place of each row's own.
     #[arg(long)]
-    window: Option<u32>,
+    window: Option<u64>,
+    /// Connections in the rows about many of them (fewer when the limit of open files says so).
+    #[arg(long, default_value_t = 10_000)]
+    many: u32,
     /// What goes to stdout; the files are written either way.
     #[arg(long, value_enum, default_value_t = Output::Table)]
     output: Output,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
 enum Output {
+    #[default]
     Table,
     Json,
-}
-
-/// What a row says about a server.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Figure {
-    CpuPerFrame,
-    FramesPerSecond,
-}
-
-impl Figure {
-    fn of(self, outcome: &Outcome) -> f64 {
-        match self {
-            Self::CpuPerFrame => outcome.cpu_ns_per_frame(),
-            Self::FramesPerSecond => outcome.frames_per_second(),
-        }
-    }
-
-    const fn better(self) -> Better {
-        match self {
-            Self::CpuPerFrame => Better::Lower,
-            Self::FramesPerSecond => Better::Higher,
-        }
-    }
-
-    const fn unit(self) -> &'static str {
-        match self {
-            Self::CpuPerFrame => "ns",
-            Self::FramesPerSecond => "1/s",
-        }
-    }
-}
-
-struct RowSpec {
-    what: &'static str,
-    figure: Figure,
-    pairs: u32,
-    payload: u16,
-    batch: u32,
-    window: u32,
-    tls: bool,
-}
-
-/// Windows keep every server busy and its queues short: 8 batches for one pair, 2 to 4 where there are many.
-const ROWS: &[RowSpec] = &[
-    row("cpu ns per 1400 B frame, 1 pair, batched", 1, 256),
-    row("cpu ns per 1400 B frame, 16 pairs, batched", 16, 128),
-    row("cpu ns per 1400 B frame, 64 pairs, batched", 64, 64),
-    RowSpec { batch: 1, ..row("cpu ns per 1400 B frame, 16 pairs, each flushed", 16, 64) },
-    RowSpec { tls: false, ..row("cpu ns per 1400 B frame, 16 pairs, batched, without TLS", 16, 128) },
-    RowSpec {
-        figure: Figure::FramesPerSecond,
-        payload: 128,
-        ..row("frames per second of 128 B, batched", 16, 512)
-    },
-];
-
-const fn row(what: &'static str, pairs: u32, window: u32) -> RowSpec {
-    RowSpec { what, figure: Figure::CpuPerFrame, pairs, payload: 1400, batch: 32, window, tls: true }
 }
 
 /// Measures, prints, writes; an error when a row could not be measured.
@@ -134,9 +105,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if !(1..=MAX_ROUNDS).contains(&options.rounds) || !(0.1..=MAX_SECONDS).contains(&options.seconds) {
         bail!("1 to {MAX_ROUNDS} rounds of 0.1 to {MAX_SECONDS} seconds");
     }
-    let rows: Vec<&RowSpec> = ROWS.iter().filter(|row| contains(row.what, options.rows.as_deref())).collect();
-    if rows.is_empty() {
-        bail!("no such row; rows:\n  {}", ROWS.iter().map(|row| row.what).collect::<Vec<_>>().join("\n  "));
+    let wanted = |group: &&Group| group.rows.iter().any(|row| contains(row.what, options.rows.as_deref()));
+    let groups: Vec<&Group> = GROUPS.iter().filter(wanted).collect();
+    if groups.is_empty() {
+        let rows: Vec<_> = GROUPS.iter().flat_map(|group| group.rows).map(|row| row.what).collect();
+        bail!("no such row; rows:\n  {}", rows.join("\n  "));
     }
     let contenders = chosen(options)?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -144,12 +117,20 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         bail!("two cores are needed, one for the server and one for its clients; this machine has {cores}");
     }
     pin(CLIENT_CORE)?;
+    let files = raise_open_files()?.saturating_sub(OTHER_FILES);
+    let many = options.many.min(u32::try_from(files).unwrap_or(u32::MAX)).max(2);
     let folder = PathBuf::from(FOLDER);
     let setting = Setting::new(&folder.join("relay-files"))?;
+    let bench = Bench::new(&setting, Duration::from_secs_f64(options.seconds), options.window, many)?;
 
-    let mut bench = Bench { options, setting: &setting, failures: Vec::new() };
-    let rows = rows.into_iter().map(|row| bench.measure_row(row, &contenders)).collect();
-    let failures = bench.failures;
+    let begun = Instant::now();
+    let mut failures = Vec::new();
+    let mut rows = Vec::new();
+    for group in groups {
+        let contenders: Vec<_> = contenders.iter().filter(|contender| group.has(contender)).collect();
+        rows.extend(measure_group(&bench, options.rounds, group, &contenders, &mut failures));
+    }
+    eprintln!("measured in {:.0} s", begun.elapsed().as_secs_f64());
     let report = Report { title: "Relay: one core, loopback", machine: Machine::here(), rows };
 
     fs::write(folder.join("relay.json"), report.to_json()).context("cannot write target/bench/relay.json")?;
@@ -163,7 +144,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 
 /// Those that the command line asks for.
 fn chosen(options: &Options) -> anyhow::Result<Vec<Contender>> {
-    let all = contender::all(options.relay.as_deref(), options.relay_binary.as_deref())?;
+    let all = contender::all(options)?;
     let is_called = |one: &Contender, name: &str| one.slug() == name.trim() || one.name == name.trim();
     if let Some(name) = options.only.iter().find(|name| !all.iter().any(|one| is_called(one, name))) {
         let slugs: Vec<_> = all.iter().map(Contender::slug).collect();
@@ -178,97 +159,103 @@ fn contains(name: &str, pattern: Option<&str>) -> bool {
     pattern.is_none_or(|pattern| name.contains(pattern))
 }
 
-struct Bench<'a> {
-    options: &'a Options,
-    setting: &'a Setting,
-    failures: Vec<String>,
-}
-
-impl Bench<'_> {
-    fn measure_row(&mut self, spec: &RowSpec, contenders: &[Contender]) -> Row {
-        let mut outcomes: Vec<Vec<Outcome>> = vec![Vec::new(); contenders.len()];
-        for round in 1..=self.options.rounds {
-            for (contender, outcomes) in contenders.iter().zip(&mut outcomes) {
-                match self.measure_with_retry(spec, contender) {
-                    Ok(outcome) => {
-                        eprintln!(
-                            "{}, round {round}, {}: {:.0} {} (server {:.0} %, clients {:.0} %{})",
-                            spec.what,
-                            contender.name,
-                            spec.figure.of(&outcome),
-                            spec.figure.unit(),
-                            outcome.server_percent(),
-                            outcome.client_percent(),
-                            if outcome.lost > 0 { format!(", {} lost", outcome.lost) } else { String::new() },
-                        );
-                        outcomes.push(outcome);
+/// Rows of one group: in every round each contender in its turn.
+fn measure_group(
+    bench: &Bench,
+    rounds: u32,
+    group: &Group,
+    contenders: &[&Contender],
+    failures: &mut Vec<String>,
+) -> Vec<Row> {
+    // Per contender, per round, per row.
+    let mut samples: Vec<Vec<Vec<Sample>>> = vec![Vec::new(); contenders.len()];
+    let mut failed = vec![0; contenders.len()];
+    for round in 1..=rounds.min(group.rounds_at_most) {
+        for (index, contender) in contenders.iter().enumerate() {
+            if failed[index] >= MAX_FAILURES {
+                continue;
+            }
+            match measure_with_retry(bench, group, contender) {
+                Ok(round_samples) => {
+                    for (row, sample) in group.rows.iter().zip(&round_samples) {
+                        eprintln!("{}, round {round}, {}: {}", row.what, contender.name, progress(sample));
                     }
-                    Err(error) => {
-                        let failure = format!("{}, round {round}, {}: {error:#}", spec.what, contender.name);
-                        eprintln!("{failure}");
-                        self.failures.push(failure);
-                    }
+                    samples[index].push(round_samples);
+                }
+                Err(error) => {
+                    failed[index] += 1;
+                    let what = group.rows[0].what;
+                    let failure = format!("{what}, round {round}, {}: {error:#}", contender.name);
+                    eprintln!("{failure}");
+                    failures.push(failure);
                 }
             }
         }
-        let measured = contenders.iter().zip(&outcomes);
-        Row {
-            what: spec.what,
-            unit: spec.figure.unit(),
-            better: spec.figure.better(),
-            measurements: measured.filter_map(|(contender, all)| summarise(spec, contender, all)).collect(),
-        }
     }
-
-    fn measure_with_retry(&self, spec: &RowSpec, contender: &Contender) -> anyhow::Result<Outcome> {
-        let mut result = self.measure(spec, contender);
-        for _ in 1..ATTEMPTS {
-            if result.is_ok() {
-                break;
-            }
-            result = self.measure(spec, contender);
-        }
-        result
-    }
-
-    fn measure(&self, spec: &RowSpec, contender: &Contender) -> anyhow::Result<Outcome> {
-        let load = Load {
-            pairs: spec.pairs,
-            payload: spec.payload,
-            batch: spec.batch,
-            packing: contender.packing,
-            window: self.options.window.unwrap_or(spec.window).max(spec.batch),
-            warm_up: Duration::from_millis(500),
-            measured: Duration::from_secs_f64(self.options.seconds),
-        };
-        let server = contender.start(self.setting, spec.tls)?;
-        let tls = spec.tls.then(|| transport::client_config(self.setting.root.clone())).transpose()?;
-        load::run(&load, &server, tls.as_ref())
-            .with_context(|| format!("it said: {}", server.process.output_tail().trim()))
-    }
+    let row = |(index, spec): (usize, &row::RowSpec)| Row {
+        what: spec.what,
+        unit: spec.unit,
+        better: spec.better,
+        floor: spec.floor,
+        measurements: contenders
+            .iter()
+            .zip(&samples)
+            .filter_map(|(contender, rounds)| {
+                let samples: Vec<_> = rounds.iter().filter_map(|rows| rows.get(index)).collect();
+                summarise(contender, &samples)
+            })
+            .collect(),
+    };
+    group.rows.iter().enumerate().map(row).collect()
 }
 
-fn summarise(spec: &RowSpec, contender: &Contender, outcomes: &[Outcome]) -> Option<Measurement> {
-    let median = |of: &dyn Fn(&Outcome) -> f64| {
-        crate::stats::Summary::of(&outcomes.iter().map(of).collect::<Vec<_>>())
+fn measure_with_retry(bench: &Bench, group: &Group, contender: &Contender) -> anyhow::Result<Vec<Sample>> {
+    let mut result = group.measure(bench, contender);
+    for _ in 1..ATTEMPTS {
+        if let Err(error) = &result {
+            eprintln!("{}, {}: once more after: {error:#}", group.rows[0].what, contender.name);
+            result = group.measure(bench, contender);
+        }
+    }
+    result
+}
+
+fn progress(sample: &Sample) -> String {
+    let mut parts = vec![report::number(sample.value)];
+    parts.extend(sample.server_percent.map(|percent| format!("server {percent:.0} %")));
+    parts.extend(sample.client_percent.map(|percent| format!("clients {percent:.0} %")));
+    if sample.lost > 0 {
+        parts.push(format!("{} lost", sample.lost));
+    }
+    parts.extend(sample.note.clone());
+    parts.join(", ")
+}
+
+fn summarise(contender: &Contender, samples: &[&Sample]) -> Option<Measurement> {
+    let median = |of: &dyn Fn(&Sample) -> Option<f64>| {
+        let values: Vec<f64> = samples.iter().filter_map(|sample| of(sample)).collect();
+        Summary::of(&values)
     };
-    let server_percent = median(&Outcome::server_percent)?.median;
-    let client_percent = median(&Outcome::client_percent)?.median;
-    let lost: u64 = outcomes.iter().map(|outcome| outcome.lost).sum();
+    let server_percent = median(&|sample| sample.server_percent).map(|percent| percent.median);
+    let client_percent = median(&|sample| sample.client_percent).map(|percent| percent.median);
+    let lost: u64 = samples.iter().map(|sample| sample.lost).sum();
+    let saturated = samples.iter().any(|sample| sample.saturated);
     let mut notes = Vec::new();
-    if client_percent > CLIENT_LIMIT_PERCENT {
+    if saturated && client_percent.is_some_and(|percent| percent > CLIENT_LIMIT_PERCENT) {
         notes.push("the clients may be the limit".to_owned());
     }
-    if server_percent < SERVER_LIMIT_PERCENT {
+    if saturated && server_percent.is_some_and(|percent| percent < SERVER_LIMIT_PERCENT) {
         notes.push("the server was not busy".to_owned());
     }
     if lost > 0 {
         notes.push(format!("{lost} frames lost"));
     }
+    // Of one round; all of them went to stderr.
+    notes.extend(samples.last().and_then(|sample| sample.note.clone()));
     Some(Measurement {
         name: contender.name.clone(),
-        ours: contender.name == OURS,
-        value: median(&|outcome| spec.figure.of(outcome))?,
+        ours: contender.is_ours(),
+        value: median(&|sample| Some(sample.value))?,
         server_percent,
         client_percent,
         notes,
@@ -280,30 +267,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_window_holds_at_least_a_batch_and_the_rows_differ() {
-        assert!(ROWS.iter().all(|row| row.window >= 2 * row.batch));
-        let mut names: Vec<_> = ROWS.iter().map(|row| row.what).collect();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), ROWS.len());
-    }
-
-    #[test]
     fn a_row_says_when_its_figure_is_in_doubt() {
-        let outcome = Outcome {
-            frames: 10,
-            wall: Duration::from_secs(1),
-            server_cpu: 500_000_000,
-            client_cpu: 950_000_000,
-            lost: 3,
-        };
-        let ours = contender::all(None, None).expect("this program has a path").remove(0);
-        let measurement = summarise(&ROWS[0], &ours, &[outcome, outcome]).expect("two rounds");
+        let sample = Sample { saturated: true, ..Sample::of(5.0).shares(50.0, 95.0).lost(3) };
+        let measurement = summarise(&contender::plain(), &[&sample, &sample]).expect("two rounds");
         assert_eq!(
             measurement.notes,
             ["the clients may be the limit", "the server was not busy", "6 frames lost"]
         );
-        assert!((measurement.value.median - 50_000_000.0).abs() < 1e-6);
-        assert!(summarise(&ROWS[0], &ours, &[]).is_none());
+        assert!((measurement.value.median - 5.0).abs() < 1e-6 && !measurement.ours);
+        assert!(summarise(&contender::plain(), &[]).is_none());
     }
 }
