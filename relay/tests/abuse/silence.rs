@@ -190,7 +190,7 @@ fn one_address_gets_no_more_than_its_share_of_unauthenticated_connections() {
 
 #[test]
 fn receivers_that_never_read_lose_their_own_frames_only_and_memory_stays_bounded() {
-    const DEAF: u32 = 25;
+    const DEAF: u32 = 8;
     const QUEUE: u64 = 256 << 10;
     let siege = Siege::plain("[limits]\nqueue_bytes = 262144\nqueue_age_ms = 60000\n");
     let deaf: Vec<_> = (0..DEAF)
@@ -204,17 +204,17 @@ fn receivers_that_never_read_lose_their_own_frames_only_and_memory_stays_bounded
     let mut sender = Raw::node(siege.relay.data, 50, 1);
     let body = vec![7; 60_000];
     // More than the sockets' buffers take, however large the kernel makes them.
-    for round in 0..300 {
+    for round in 0.. {
         for number in 0..DEAF {
             sender.send(&message(&data(50, 100 + number, &body)));
         }
-        if round % 20 == 19 {
+        if round % 10 == 9 {
             siege.holds();
-            let full = siege.relay.metric("edgelink_relay_drops_total{reason=\"queue_full\"}");
-            if full > u64::from(DEAF) * 20 {
+            if siege.relay.metric("edgelink_relay_drops_total{reason=\"queue_full\"}") > u64::from(DEAF) * 10
+            {
                 break;
             }
-            assert!(round < 280, "{full} frames found their queue full");
+            assert!(round < 300, "no queue is ever full");
         }
     }
     // It was never held up, and hears itself at once; a receiver that is deaf for long is given up.
