@@ -39,6 +39,9 @@ pub use api::{Command, ConnectionInfo, Counters, LinkInfo, Purpose, Refusal};
 
 /// The longest control message from a node or relay: an AUTH_REQUEST with the longest token, three times over.
 const MAX_CONTROL: usize = 16 << 10;
+/// The longest WebSocket message of somebody who has not signed in: a control message, and a PING or two. Many strangers may each send all but the
+/// end of one.
+pub const MAX_STRANGERS_MESSAGE: usize = 2 * MAX_CONTROL;
 /// Networks that drops are counted for one by one; those beyond share the last counter.
 const MAX_COUNTED_NETWORKS: usize = 1024;
 

@@ -131,5 +131,8 @@ impl Worker {
         if let Some(address) = self.conn(conn).and_then(|state| state.address) {
             self.addresses.authenticated(address, is);
         }
+        if is {
+            self.commands.push_back(Command::Welcome { conn });
+        }
     }
 }
