@@ -156,7 +156,7 @@ impl Handshake {
 
 /// What was agreed, to the log.
 fn tell(connection: &CommonState) {
-    let group = connection.negotiated_key_exchange_group().map(|group| group.name());
+    let group = connection.negotiated_key_exchange_group().map(rustls::crypto::SupportedKxGroup::name);
     let suite = connection.negotiated_cipher_suite().map(|suite| suite.suite());
     tracing::debug!(?group, ?suite, kind = ?connection.handshake_kind(), "TLS handshake is done");
 }
