@@ -408,9 +408,10 @@ impl Answer<'_> {
             self.address(MAPPED_ADDRESS, from);
         }
         if let Some((origin, other)) = origins {
-            let (origin_type, other_type) = match self.header.has_cookie {
-                true => (RESPONSE_ORIGIN, OTHER_ADDRESS),
-                false => (SOURCE_ADDRESS, CHANGED_ADDRESS),
+            let (origin_type, other_type) = if self.header.has_cookie {
+                (RESPONSE_ORIGIN, OTHER_ADDRESS)
+            } else {
+                (SOURCE_ADDRESS, CHANGED_ADDRESS)
             };
             self.address(origin_type, origin);
             self.address(other_type, other);
