@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::api::Command;
 use super::{Conn, MAX_CONTROL, Refusal, Role, Worker};
 use crate::proto::relay::ConnId;
 use crate::proto::relay::error_limit::ErrorLimit;
