@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from e2e.netns import Host, Lab, Process, run, until
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 CONTROLLER_PORT = 8443
 RELAY_PORT = 443
@@ -154,7 +154,7 @@ class Mesh:
         plain: str | None = None,
         tls_pin: str | None = None,
         relay: dict[str, Any] | None = None,
-        limits: dict[str, float] | None = None,
+        limits: Mapping[str, float] | None = None,
         wrapper: Sequence[str] = (),
     ) -> Relay:
         """Tell the controller, then start it; `plain` is a listener without TLS behind a proxy whose certificate is `tls_pin`.

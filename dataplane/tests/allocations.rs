@@ -273,7 +273,7 @@ impl Backlog for OneSend {
     fn reserve(&mut self, len: usize, _: Instant) -> Option<&mut [u8]> {
         self.bytes.get_mut(self.filled..self.filled + len)
     }
-    fn commit(&mut self, len: usize) {
+    fn commit(&mut self, len: usize, _: usize) {
         self.filled += len;
     }
     fn push_urgent(&mut self, _: &[u8], _: Instant) -> bool {
@@ -289,7 +289,7 @@ impl Backlog for OneSend {
 
 #[test]
 fn a_congested_receiver_is_served_without_allocating() {
-    let mut queues = Queues::new(QueuePolicy::default());
+    let mut queues = Queues::new(QueuePolicy { high: 100 << 10, ..QueuePolicy::default() });
     let mut queue = Queue::default();
     let mut backlog = OneSend { bytes: vec![0; 256 << 10], filled: 0 };
     let frames: Vec<Vec<u8>> = (1..=20)

@@ -44,7 +44,7 @@ CADDY = "{{\n  admin off\n  auto_https disable_redirects\n  storage file_system 
 def example(language: str) -> str:
     """The code block of that language in the section about proxies."""
     section = DOCS.read_text().split("\n## 4. ")[1].split("\n## 5. ")[0]
-    return re.findall(rf"^```{language}\n(.*?)^```", section, re.DOTALL | re.MULTILINE)[0]
+    return str(re.findall(rf"^```{language}\n(.*?)^```", section, re.DOTALL | re.MULTILINE)[0])
 
 
 def relay_section(listen: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use libfuzzer_sys::fuzz_target;
-use meshdp::proto::wire::stun::{self, Outcome};
+use meshdp::proto::wire::stun::{self, Face, Faces, Outcome};
 
 fuzz_target!(|datagram: &[u8]| {
     let mut answer = Vec::new();
@@ -19,6 +19,13 @@ fuzz_target!(|datagram: &[u8]| {
         {
             assert_eq!(stun::parse_response(&answer, &transaction), Ok(from));
         }
+    }
+    let faces = Faces::new([[192, 0, 2, 1].into(), [192, 0, 2, 2].into()], [3478, 3479]).expect("four");
+    let from: SocketAddr = ([192, 0, 2, 9], 32853).into();
+    for face in Face::ALL {
+        let reply = stun::respond_at(datagram, from, Some((&faces, face)), &mut answer);
+        assert!(answer.len() <= stun::MAX_AMPLIFICATION * datagram.len());
+        assert_eq!(reply.to.ip(), from.ip(), "an answer goes to who asked");
     }
     if let Some(transaction) = transaction(datagram) {
         let _ = stun::parse_response(datagram, &transaction);

@@ -7,10 +7,12 @@ use anyhow::Context;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Router, serve};
 use meshdp::engine::relay::{RelayHandle, RelayStats};
 use tokio::net::TcpListener;
+
+use crate::process;
 
 /// Listens; serving starts with [`run`].
 pub(crate) async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -26,12 +28,13 @@ pub(crate) async fn run(listener: TcpListener, relay: Arc<RelayHandle>) -> std::
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/debug/connections", get(connections))
+        .route("/debug/panic", post(panic))
         .with_state(relay);
     serve(listener, routes).await
 }
 
 async fn metrics(State(relay): State<Arc<RelayHandle>>) -> Response {
-    let text = stats(relay, false).await.map(|stats| stats.to_prometheus());
+    let text = stats(relay, false).await.map(|stats| stats.to_prometheus() + &process::to_prometheus());
     match text {
         Some(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
         None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
@@ -66,6 +69,15 @@ async fn connections(State(relay): State<Arc<RelayHandle>>) -> Response {
         })
         .collect();
     Json(list).into_response()
+}
+
+/// For tests of what happens when a worker panics; not there unless the environment says so.
+async fn panic(State(relay): State<Arc<RelayHandle>>) -> StatusCode {
+    if std::env::var_os("EDGELINK_DEBUG_HOOKS").is_none() {
+        return StatusCode::NOT_FOUND;
+    }
+    relay.__panic_worker();
+    StatusCode::ACCEPTED
 }
 
 async fn stats(relay: Arc<RelayHandle>, connections: bool) -> Option<RelayStats> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use meshdp::engine::relay::RelayConfig;
 use meshdp::engine::relay::dial::WsUrl;
-use meshdp::engine::tls::{self, Roots};
+use meshdp::engine::tls::{Pin, Roots};
 
 use crate::args::Args;
 pub(crate) use file::LogFormat;
@@ -18,11 +18,11 @@ use file::{File, apply_environment, apply_flags};
 use resolve::resolve;
 
 /// The link to the controller.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub(crate) struct ControllerSettings {
     pub(crate) url: WsUrl,
     pub(crate) roots: Roots,
-    pub(crate) pin: Option<tls::Pin>,
+    pub(crate) pin: Option<Pin>,
 }
 
 /// What to run with.
@@ -30,6 +30,8 @@ pub(crate) struct Settings {
     pub(crate) relay: RelayConfig,
     pub(crate) controller: Option<ControllerSettings>,
     pub(crate) admin: Option<SocketAddr>,
+    /// The pin of the listeners' certificate.
+    pub(crate) certificate: Option<Pin>,
     pub(crate) log_level: String,
     pub(crate) log_format: LogFormat,
     pub(crate) drain: Duration,

@@ -17,7 +17,7 @@ use meshdp::proto::wire::reassembly::{Reassembler, write_control};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -33,17 +33,25 @@ const MAX_BACKOFF: Duration = Duration::from_secs(10);
 /// A link that lasted that long starts the backoff anew.
 const STABLE: Duration = Duration::from_secs(60);
 
-/// Runs for ever.
-pub(crate) async fn run(settings: ControllerSettings, relay: Arc<RelayHandle>) {
+/// Runs until the link is lost after `leaving` has become true: who is about to stop does not come back.
+pub(crate) async fn run(
+    settings: ControllerSettings,
+    relay: Arc<RelayHandle>,
+    leaving: watch::Receiver<bool>,
+) {
     let mut backoff = MIN_BACKOFF;
-    loop {
+    while !*leaving.borrow() {
         let started = Instant::now();
         let outcome = link(&settings, &relay).await;
         if started.elapsed() > STABLE {
             backoff = MIN_BACKOFF;
         }
-        let wait = backoff.mul_f64(random_share());
+        let mut wait = backoff.mul_f64(random_share());
         backoff = (backoff * 2).min(MAX_BACKOFF);
+        if outcome.as_ref().is_err_and(|error| error.is::<Replaced>()) {
+            // Going back at once would take turns with the other for ever; it is there to take this one's place.
+            wait = MAX_BACKOFF.mul_f64(0.5 + random_share() / 2.0);
+        }
         if let Err(error) = outcome {
             tracing::warn!(
                 error = format!("{error:#}"),
@@ -54,6 +62,11 @@ pub(crate) async fn run(settings: ControllerSettings, relay: Arc<RelayHandle>) {
         tokio::time::sleep(wait).await;
     }
 }
+
+/// Another process has signed in as this relay.
+#[derive(Debug, thiserror::Error)]
+#[error("another process has registered with this relay's token: stop one of them")]
+struct Replaced;
 
 async fn link(settings: &ControllerSettings, relay: &Arc<RelayHandle>) -> anyhow::Result<()> {
     let url = &settings.url;
@@ -132,6 +145,7 @@ where
                 heard = Instant::now();
                 match message.context("closed without a word")?? {
                     Message::Binary(bytes) => receive(&bytes, &mut reassembler, relay, &mut out)?,
+                    Message::Close(Some(frame)) if frame.reason.starts_with("replaced") => bail!(Replaced),
                     Message::Close(frame) => {
                         bail!("closed by the controller{}", frame.map_or_else(String::new, |frame| format!(": {frame}")));
                     }

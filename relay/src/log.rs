@@ -9,12 +9,66 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, reload};
+
+use crate::config::LogFormat;
 
 /// A burst of reconnecting nodes at `debug`; about a megabyte.
 const WAITING: usize = 4096;
 /// Whoever stops waits that long for the last lines at most.
 const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// The program's log. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Log {
+    lines: Lines,
+    filter: reload::Handle<EnvFilter, Registry>,
+}
+
+impl Log {
+    /// To standard error, from now on, panics of any thread included.
+    pub(crate) fn start(level: &str, format: LogFormat) -> anyhow::Result<Self> {
+        let (filter, handle) = reload::Layer::new(filter(level)?);
+        let lines = Lines::to(io::stderr())?;
+        let layer = tracing_subscriber::fmt::layer().with_writer(lines.clone());
+        let subscriber = tracing_subscriber::registry().with(filter);
+        match format {
+            LogFormat::Text => subscriber.with(layer).init(),
+            LogFormat::Json => subscriber.with(layer.json()).init(),
+        }
+        let log = Self { lines, filter: handle };
+        let flushed = log.clone();
+        std::panic::set_hook(Box::new(move |panic| {
+            let thread = std::thread::current().name().unwrap_or("?").to_owned();
+            tracing::error!(thread, what = %panic, "panic");
+            // With panic = "abort" this is the last moment.
+            flushed.flush();
+        }));
+        Ok(log)
+    }
+
+    /// Other lines from now on.
+    pub(crate) fn set_filter(&self, filter: EnvFilter) -> anyhow::Result<()> {
+        self.filter.reload(filter).context("log.level")
+    }
+
+    /// See [`Lines::flush`].
+    pub(crate) fn flush(&self) {
+        self.lines.flush();
+    }
+}
+
+/// `RUST_LOG`, or else what the configuration says.
+pub(crate) fn filter(level: &str) -> anyhow::Result<EnvFilter> {
+    match std::env::var("RUST_LOG") {
+        Ok(filter) => EnvFilter::try_new(&filter).context("RUST_LOG"),
+        Err(_) => EnvFilter::try_new(level).context("log.level"),
+    }
+}
 
 enum ToWriter {
     Line(Vec<u8>),
@@ -23,14 +77,14 @@ enum ToWriter {
 
 /// Where lines go in. Clones are the same queue.
 #[derive(Clone)]
-pub(crate) struct Lines {
+struct Lines {
     queue: SyncSender<ToWriter>,
     lost: Arc<AtomicU64>,
 }
 
 impl Lines {
     /// Starts the thread that writes to `out`.
-    pub(crate) fn to(out: impl Write + Send + 'static) -> io::Result<Self> {
+    fn to(out: impl Write + Send + 'static) -> io::Result<Self> {
         let (queue, lines) = sync_channel(WAITING);
         let lost = Arc::new(AtomicU64::new(0));
         let counter = Arc::clone(&lost);
@@ -39,7 +93,7 @@ impl Lines {
     }
 
     /// Waits, for a moment at most, until all that was logged is written.
-    pub(crate) fn flush(&self) {
+    fn flush(&self) {
         let until = Instant::now() + LAST_LINES;
         let (done, written) = sync_channel(1);
         while self.queue.try_send(ToWriter::Flush(done.clone())).is_err() {

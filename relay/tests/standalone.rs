@@ -296,3 +296,20 @@ fn what_is_wrong_at_start_is_said_with_what_to_do() {
     assert!(output.status.success());
     assert!(String::from_utf8(output.stdout).unwrap().contains("configuration is valid"));
 }
+
+#[test]
+fn bench_measures_a_relay_of_its_own() {
+    let run = |arguments: &[&str]| {
+        let output =
+            command().args(["bench", "--pairs", "1", "--seconds", "0.3"]).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let report: serde_json::Value = serde_json::from_str(&run(&["--output", "json"])).unwrap();
+    assert!(report["frames"].as_u64().unwrap() > 0 && report["tls"] == true, "{report}");
+    assert!(report["cpu_ns_per_frame"].as_f64().unwrap() > 0.0, "{report}");
+    assert!(report["latency_p50_us"].as_f64().unwrap() <= report["latency_max_us"].as_f64().unwrap());
+    let table = run(&["--plain", "--size", "100", "--driver", "epoll"]);
+    assert!(table.contains("WS without TLS") && table.contains("epoll"), "{table}");
+    assert!(table.contains("CPU of the relay per frame"), "{table}");
+}

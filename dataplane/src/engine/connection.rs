@@ -184,14 +184,30 @@ impl Connection {
         bytes: &mut [u8],
         sink: &mut impl FnMut(Incoming<'_>),
     ) -> Result<(), ConnectionError> {
+        self.receive_some(bytes, usize::MAX, sink).map(|_| ())
+    }
+
+    /// The same, but stops at the end of the message or record with which `enough` bytes are taken; says how many were. Who sends in between what
+    /// came out keeps both in the cache.
+    ///
+    /// # Errors
+    /// As [`Connection::receive`].
+    pub fn receive_some(
+        &mut self,
+        bytes: &mut [u8],
+        enough: usize,
+        sink: &mut impl FnMut(Incoming<'_>),
+    ) -> Result<usize, ConnectionError> {
         let Self { tls, stream, pool, broken } = self;
         if *broken || matches!(stream.phase, Phase::Ended) {
-            return Ok(());
+            return Ok(bytes.len());
         }
         let outcome = match tls {
-            None => stream.receive(bytes, sink),
+            None => stream.receive(bytes, enough, sink),
             Some(tls) => {
-                let outcome = tls.receive(bytes, pool, &mut |plain: &mut [u8]| stream.receive(plain, sink));
+                let outcome = tls.receive(bytes, enough, pool, &mut |plain: &mut [u8]| {
+                    stream.receive(plain, usize::MAX, sink).map(|_| ())
+                });
                 *broken |= matches!(outcome, Err(ConnectionError::Tls(_)));
                 if outcome.is_ok() && tls.peer_closed() {
                     stream.peer_ended(sink);
@@ -301,6 +317,14 @@ impl Connection {
         }
     }
 
+    /// The longest message accepted from now on.
+    pub fn set_max_message(&mut self, bytes: usize) {
+        self.stream.max_message = bytes;
+        if let Phase::Open(reader) = &mut self.stream.phase {
+            reader.set_max_message(bytes);
+        }
+    }
+
     /// Whether the upgrade is done and the connection not closed: only then does [`Connection::take_output`] take from the outbox.
     pub fn is_open(&self) -> bool {
         matches!(self.stream.phase, Phase::Open(_)) && matches!(self.stream.close, Close::No)
@@ -330,24 +354,27 @@ impl Stream {
     fn receive(
         &mut self,
         bytes: &mut [u8],
+        enough: usize,
         sink: &mut impl FnMut(Incoming<'_>),
-    ) -> Result<(), ConnectionError> {
+    ) -> Result<usize, ConnectionError> {
+        let all = bytes.len();
         match &mut self.phase {
-            Phase::Open(_) => self.messages(bytes, sink),
-            Phase::Ended => Ok(()),
+            Phase::Open(_) => self.messages(bytes, enough, sink),
+            Phase::Ended => Ok(all),
             Phase::ServerUpgrade { head, paths } => {
                 let paths = *paths;
                 let outcome = head.push(bytes);
                 self.upgrade(outcome, sink, |head| {
                     answer(head, paths).map(|(request, response)| (Some(request), response))
                 })
+                .map(|()| all)
             }
             Phase::ClientUpgrade { head, client } => {
                 let outcome = head.push(bytes).and_then(|whole| match whole {
                     Some(whole) => client.check(&whole.head).map(|()| Some(whole)),
                     None => Ok(None),
                 });
-                self.upgrade(outcome, sink, |_| Ok((None, Vec::new())))
+                self.upgrade(outcome, sink, |_| Ok((None, Vec::new()))).map(|()| all)
             }
         }
     }
@@ -372,7 +399,7 @@ impl Stream {
                 self.phase = Phase::Open(Reader::new(self.role, self.max_message));
                 self.upgraded = true;
                 sink(Incoming::Upgraded(request.as_ref()));
-                self.messages(&mut after, sink)
+                self.messages(&mut after, usize::MAX, sink).map(|_| ())
             }
             Err(error) => {
                 if self.role == Role::Server {
@@ -388,12 +415,13 @@ impl Stream {
     fn messages(
         &mut self,
         bytes: &mut [u8],
+        enough: usize,
         sink: &mut impl FnMut(Incoming<'_>),
-    ) -> Result<(), ConnectionError> {
-        let Phase::Open(reader) = &mut self.phase else { return Ok(()) };
+    ) -> Result<usize, ConnectionError> {
+        let Phase::Open(reader) = &mut self.phase else { return Ok(bytes.len()) };
         let (pong, close) = (&mut self.pong, &mut self.close);
         let mut ended = false;
-        reader.receive(bytes, &mut |item| match item {
+        let taken = reader.receive_some(bytes, enough, &mut |item| match item {
             Item::Message(payload) => sink(Incoming::Message(payload)),
             Item::Ping(payload) => *pong = Some(payload.to_vec()),
             Item::Pong(_) => {}
@@ -409,7 +437,7 @@ impl Stream {
             self.phase = Phase::Ended;
             self.peer_gone = true;
         }
-        Ok(())
+        Ok(taken)
     }
 
     /// TLS has ended without a close frame before it.

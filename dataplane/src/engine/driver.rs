@@ -183,6 +183,9 @@ pub trait Driver {
     /// early without any. Submits what was asked for since the last call.
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()>;
 
+    /// The same, but lets events collect for `gather` first (fewer, larger rounds), unless some are left over.
+    fn wait_gathering(&mut self, timeout: Option<Duration>, gather: Option<Duration>) -> io::Result<()>;
+
     /// The next event, until there is none: then [`Driver::wait`] again. When all receive buffers are out, events that need one stay
     /// inside until some are recycled.
     fn next_event(&mut self) -> Option<Event>;

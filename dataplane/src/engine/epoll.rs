@@ -408,7 +408,16 @@ impl Driver for Epoll {
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.wait_gathering(timeout, None)
+    }
+
+    fn wait_gathering(&mut self, timeout: Option<Duration>, gather: Option<Duration>) -> io::Result<()> {
         let left_over = !self.known.is_empty() || (!self.ready.is_empty() && !self.free.is_empty());
+        if let Some(gather) = gather
+            && !left_over
+        {
+            std::thread::sleep(gather);
+        }
         let timeout = match timeout {
             _ if left_over => Some(Duration::ZERO),
             Some(timeout) if !self.resting.is_empty() => Some(timeout.min(ACCEPT_REST)),

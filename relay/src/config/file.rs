@@ -115,9 +115,14 @@ pub(super) struct Stun {
     pub(super) listen: Option<String>,
     #[serde(deserialize_with = "meshdp::config::address")]
     pub(super) external_ip: Option<IpAddr>,
-    /// Of the source's files; RFC 5780 will use it.
+    /// For NAT behaviour discovery (RFC 5780), with a second port.
     #[serde(deserialize_with = "meshdp::config::address")]
     pub(super) secondary_ip: Option<IpAddr>,
+    /// What `secondary_ip` is on this machine, when a cloud translates it.
+    #[serde(deserialize_with = "meshdp::config::address")]
+    pub(super) secondary_listen: Option<IpAddr>,
+    pub(super) secondary_port: Option<u16>,
+    pub(super) requests_per_s: Option<u32>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -295,6 +300,10 @@ pub(super) fn apply_environment(
         }),
         ("EDGELINK_STUN_EXTERNAL_IP", |f, n, v| {
             f.stun.external_ip = Some(parsed(n, &v)?);
+            Ok(())
+        }),
+        ("EDGELINK_STUN_SECONDARY_IP", |f, n, v| {
+            f.stun.secondary_ip = Some(parsed(n, &v)?);
             Ok(())
         }),
         ("EDGELINK_ADMIN_ENABLED", |f, n, v| {

@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use meshdp::engine::Prefer;
 use meshdp::engine::relay::dial::WsUrl;
 use meshdp::engine::relay::{Listener, RelayConfig};
+use meshdp::engine::stun::{REQUESTS_PER_SECOND, SecondAddress, StunConfig};
 use meshdp::engine::tls::{self, Roots, format_pin, parse_pin};
 use meshdp::proto::id::RelayId;
 use meshdp::proto::relay::Limits;
@@ -20,8 +21,11 @@ use meshdp::proto::token::TokenVerifier;
 use meshdp::proto::wire::control::Secret;
 use meshdp::proto::wire::control::server::{MeshPeer, TokenAlgorithm, TokenKey, TokenKeys};
 use meshdp::proto::wire::forwarded::Trust;
+use meshdp::proto::wire::stun::Faces;
 
-use super::file::{Controller, File, Jwt, LimitsSection, Listen, ListenTable, Peer, RateSection, Relay};
+use super::file::{
+    Controller, File, Jwt, LimitsSection, Listen, ListenTable, Peer, RateSection, Relay, Stun,
+};
 use super::{ControllerSettings, Settings};
 use crate::args::Args;
 
@@ -37,6 +41,8 @@ pub(super) fn resolve(file: File, args: &Args) -> anyhow::Result<Settings> {
     let mut notes = Vec::new();
     let state_dir = file.state_dir.clone().unwrap_or_else(default_state_dir);
     let mut relay = RelayConfig { state_dir: Some(state_dir.clone()), ..RelayConfig::default() };
+    relay.take_over = args.take_over;
+    let mut certificate = None;
     let enabled = file.relay.enabled.unwrap_or(true);
     let register = &mut relay.settings.register;
     register.capabilities.clear();
@@ -47,9 +53,14 @@ pub(super) fn resolve(file: File, args: &Args) -> anyhow::Result<Settings> {
         let names = self_signed_names(&tables, file.relay.data_url.as_deref());
         let wanted = tables.iter().any(|(_, table)| table.tls != Some(false));
         let tls = match &file.relay.tls {
-            Some(files) => Some(tls::server_config(&files.cert, &files.key)?),
+            Some(files) => {
+                let (config, pin) = tls::server_config_with_pin(&files.cert, &files.key)?;
+                certificate = Some(pin);
+                Some(config)
+            }
             None if args.dev && wanted => {
                 let (config, pin) = tls::self_signed(&names, &state_dir)?;
+                certificate = Some(pin);
                 register.tls_pin = Some(format_pin(&pin));
                 notes.push(format!(
                     "--dev: self-signed certificate in {}, for trying out only; clients trust it by tls_pin {}",
@@ -90,10 +101,9 @@ pub(super) fn resolve(file: File, args: &Args) -> anyhow::Result<Settings> {
         let listen = address("stun.listen", file.stun.listen.as_deref().unwrap_or(DEFAULT_STUN))?;
         register.capabilities.push("stun".into());
         register.stun = file.stun.external_ip.map(|ip| SocketAddr::new(ip, listen.port()));
-        relay.stun = Some(listen);
-    }
-    if file.stun.secondary_ip.is_some() {
-        notes.push("stun.secondary_ip is not used yet (NAT behaviour discovery, RFC 5780)".into());
+        let second = second_address(&file.stun, listen)?;
+        let requests_per_second = file.stun.requests_per_s.unwrap_or(REQUESTS_PER_SECOND);
+        relay.stun = Some(StunConfig { second, requests_per_second, ..listen.into() });
     }
     if !enabled && relay.stun.is_none() {
         bail!("relay.enabled and stun.enabled are both false: nothing to do");
@@ -125,6 +135,7 @@ pub(super) fn resolve(file: File, args: &Args) -> anyhow::Result<Settings> {
         relay,
         controller,
         admin,
+        certificate,
         log_level: file.log.level.unwrap_or_else(|| "info".into()),
         log_format: file.log.format.unwrap_or_default(),
         drain,
@@ -270,6 +281,33 @@ fn rates(section: &LimitsSection, limits: &mut Limits) -> anyhow::Result<()> {
         rates.burst = Duration::from_millis(burst);
     }
     Ok(())
+}
+
+/// The second address of a STUN server, for RFC 5780.
+fn second_address(section: &Stun, listen: SocketAddr) -> anyhow::Result<Option<SecondAddress>> {
+    let Some(secondary) = section.secondary_ip else { return Ok(None) };
+    let first = match (listen.ip().is_unspecified(), section.external_ip) {
+        (false, _) => listen.ip(),
+        (true, Some(external)) => external,
+        (true, None) => bail!(
+            "stun.secondary_ip needs a first address: set stun.external_ip, or stun.listen to an address of this machine"
+        ),
+    };
+    let local = [first, section.secondary_listen.unwrap_or(secondary)];
+    let public = [section.external_ip.unwrap_or(first), secondary];
+    let port = match section.secondary_port {
+        Some(port) => port,
+        // As common servers do: 3479 beside 3478.
+        None if listen.port() > 0 => {
+            listen.port().checked_add(1).context("stun.listen: no port is left for stun.secondary_port")?
+        }
+        None => 0,
+    };
+    let ports = [listen.port(), port];
+    if listen.port() != 0 {
+        Faces::new(public, ports).context("stun.external_ip, stun.secondary_ip, stun.secondary_port")?;
+    }
+    Ok(Some(SecondAddress { local, public, port }))
 }
 
 fn seconds(key: &str, value: Option<f64>, default: f64) -> anyhow::Result<Duration> {

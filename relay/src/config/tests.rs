@@ -100,6 +100,12 @@ fn the_file_of_the_source_is_understood() {
     let file: File = meshdp::config::parse(Path::new("relay.json"), text).unwrap();
     let settings = resolve(file, &Args::default()).unwrap();
     assert_eq!(settings.relay.settings.register.stun, Some("203.0.113.100:3478".parse().unwrap()));
+    let second = settings.relay.stun.unwrap().second.unwrap();
+    assert_eq!(
+        second.local,
+        ["203.0.113.100", "203.0.113.101"].map(|ip| ip.parse::<std::net::IpAddr>().unwrap())
+    );
+    assert_eq!((second.public, second.port), (second.local, 3479));
     assert_eq!(settings.relay.settings.token_keys.unwrap().algorithm, TokenAlgorithm::HS256);
     assert_eq!(settings.controller.unwrap().url.host, "controller.example.com");
 }
@@ -144,6 +150,8 @@ fn mistakes_are_named_with_what_to_do() {
         ("[controller]\nurl = \"wss://c\"\n", "controller.token is not"),
         ("[limits]\nhandshake_timeout_s = 0", "more than 0"),
         ("[limits]\nqueue_bytes = 1", "at least 131072"),
+        ("[stun]\nsecondary_ip = \"203.0.113.8\"", "set stun.external_ip"),
+        ("[stun]\nlisten = \"203.0.113.8:1\"\nsecondary_ip = \"203.0.113.8\"", "two different addresses"),
         ("[limits]\nrate_burst_ms = 0", "1 to 60000"),
         ("[mesh]\npeers = [{ id = 0, url = \"wss://a/\" }]", "id 0"),
         ("[relay]\nenabled = false\n[stun]\nenabled = false", "nothing to do"),

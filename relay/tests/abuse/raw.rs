@@ -47,15 +47,15 @@ impl Ws {
             eight => Length::Eight(eight as u64),
         });
         let masked = if self.key.is_some() { 0x80 } else { 0 };
-        let mut out = vec![u8::from(self.fin) << 7 | self.reserved << 4 | self.opcode];
+        let mut out = vec![(u8::from(self.fin) << 7) | (self.reserved << 4) | self.opcode];
         match length {
             Length::Short(length) => out.push(masked | length),
             Length::Two(length) => {
-                out.push(masked | 126);
+                out.push(masked | 0x7e);
                 out.extend_from_slice(&length.to_be_bytes());
             }
             Length::Eight(length) => {
-                out.push(masked | 127);
+                out.push(masked | 0x7f);
                 out.extend_from_slice(&length.to_be_bytes());
             }
         }

@@ -186,7 +186,7 @@ fn what_is_no_tls_1_3_is_refused_at_once() {
         ("TLS 1.2", tls12_hello()),
         ("application data first", record(23, 100, &[0; 100])),
         ("an alert first", record(21, 2, &[2, 40])),
-        ("a record of 65,535 bytes", record(22, 65_535, &[1; 65_535])),
+        ("a record of 65,535 bytes", record(22, 65_535, &vec![1; 65_535])),
         ("an empty handshake record", record(22, 0, b"")),
         ("a hello that is cut inside", changed(|hello| hello[3..5].copy_from_slice(&[0, 60]))),
         ("a hello without session id's length", changed(|hello| hello[43] = 200)),
@@ -409,7 +409,7 @@ fn broken_and_renegotiating_records_on_a_live_connection_end_it() {
         ("nothing at all", |sealer| sealer.seal(vec![])),
         ("too much inside", |sealer| sealer.record(23, &vec![0; (16 << 10) + 1], 0)),
         ("too much padding", |sealer| sealer.record(23, b"", (16 << 10) + 1)),
-        ("a record that is too long", |_| [&[23, 3, 3, 0x41, 1][..], &[0; 0x4101]].concat()),
+        ("a record that is too long", |_| [&[23, 3, 3, 0x41, 1][..], &vec![0; 0x4101]].concat()),
         ("a record shorter than its tag", |_| vec![23, 3, 3, 0, 3, 1, 2, 3]),
         ("an empty record", |_| vec![23, 3, 3, 0, 0]),
         ("a tag that does not match", |sealer| {
@@ -417,6 +417,17 @@ fn broken_and_renegotiating_records_on_a_live_connection_end_it() {
             *record.last_mut().unwrap() ^= 1;
             record
         }),
+        ("a sealed record under another type", |sealer| {
+            let mut record = sealer.record(23, &message(&data(50, 60, b"forged")), 0);
+            record[0] = 22;
+            record
+        }),
+        ("a header that is not the sealed one", |sealer| {
+            let mut record = sealer.record(23, &message(&data(50, 60, b"forged")), 0);
+            record[2] = 1;
+            record
+        }),
+        ("an empty handshake record", |sealer| sealer.record(22, b"", 0)),
         ("a record out of order", |sealer| {
             sealer.sequence += 1;
             sealer.record(23, &message(&data(50, 60, b"forged")), 0)

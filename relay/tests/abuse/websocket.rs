@@ -64,7 +64,7 @@ fn broken_frames_end_their_own_connection_with_the_code_they_deserve() {
         // In one write: what came before counts, what comes after does not.
         raw.send(&[message(&own), bytes, message(&own)].concat());
         let ending = raw.ending();
-        assert_eq!(ending.frames, [own.clone()], "{what}: {ending:?}");
+        assert_eq!(ending.frames, std::slice::from_ref(&own), "{what}: {ending:?}");
         assert_eq!((ending.errors, ending.close), (vec![error], Some(close)), "{what}");
     }
     siege.lift();
@@ -217,7 +217,7 @@ fn a_thousand_garbled_sessions_harm_nobody() {
     let siege = Siege::plain("");
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut sink = Raw::node(siege.relay.data, 60, 1);
-    for session in 0..1000 {
+    for session in 0..1000u32 {
         let mut raw = Raw::connect(siege.relay.data);
         let mut bytes = [
             request("/ws/data"),
@@ -256,9 +256,9 @@ pub fn garble(bytes: &mut Vec<u8>, rng: &mut ChaCha8Rng) {
         1 => bytes.truncate(at),
         2 => bytes.extend_from_within(at..),
         3 => drop(bytes.drain(at..(at + 1 + below(20)).min(bytes.len()))),
-        _ => drop(
-            bytes.splice(at..at, (0..1 + below(20)).map(|number| (number * 37) as u8).collect::<Vec<_>>()),
-        ),
+        _ => {
+            drop(bytes.splice(at..at, (0..=below(20)).map(|number| (number * 37) as u8).collect::<Vec<_>>()));
+        }
     }
     if bytes.is_empty() {
         bytes.push(0);

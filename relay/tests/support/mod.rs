@@ -95,6 +95,33 @@ pub fn command() -> Command {
 impl Relay {
     /// Starts with `config` (TOML) and keeps state in `directory`.
     pub fn start(directory: &Path, config: &str, flags: &[&str]) -> Self {
+        Self::start_with(directory, config, flags, &[])
+    }
+
+    /// The same, with more in its environment.
+    pub fn start_with(directory: &Path, config: &str, flags: &[&str], environment: &[(&str, &str)]) -> Self {
+        let mut relay = Self::spawn_with(directory, config, flags, environment);
+        // In this order.
+        loop {
+            let (message, address) = relay.listens();
+            match message.as_str() {
+                "relay listens" => relay.addresses.push(address),
+                "STUN listens" => relay.stun = Some(address),
+                _ => {
+                    relay.admin = address;
+                    relay.data = relay.addresses.first().copied().unwrap_or(relay.data);
+                    return relay;
+                }
+            }
+        }
+    }
+
+    /// Starts it and waits for nothing: the addresses are not known.
+    pub fn spawn(directory: &Path, config: &str, flags: &[&str]) -> Self {
+        Self::spawn_with(directory, config, flags, &[])
+    }
+
+    fn spawn_with(directory: &Path, config: &str, flags: &[&str], environment: &[(&str, &str)]) -> Self {
         let file = directory.join("relay.toml");
         std::fs::write(&file, config).unwrap();
         let mut child = command()
@@ -103,6 +130,7 @@ impl Relay {
             .arg("--state-dir")
             .arg(directory.join("state"))
             .args(flags)
+            .envs(environment.iter().copied())
             .stderr(Stdio::piped())
             .stdin(Stdio::null())
             .spawn()
@@ -118,7 +146,7 @@ impl Relay {
             }
         });
         let unset = "0.0.0.0:0".parse().unwrap();
-        let mut relay = Self {
+        Self {
             child,
             data: unset,
             addresses: vec![],
@@ -126,19 +154,6 @@ impl Relay {
             stun: None,
             directory: directory.to_owned(),
             log,
-        };
-        // In this order.
-        loop {
-            let (message, address) = relay.listens();
-            match message.as_str() {
-                "relay listens" => relay.addresses.push(address),
-                "STUN listens" => relay.stun = Some(address),
-                _ => {
-                    relay.admin = address;
-                    relay.data = relay.addresses.first().copied().unwrap_or(unset);
-                    return relay;
-                }
-            }
         }
     }
 
@@ -192,9 +207,18 @@ impl Relay {
 
     /// A GET of the admin HTTP: status line and body.
     pub fn admin(&self, path: &str) -> (String, String) {
+        self.ask("GET", path)
+    }
+
+    /// A POST; the status line.
+    pub fn post(&self, path: &str) -> String {
+        self.ask("POST", path).0
+    }
+
+    fn ask(&self, method: &str, path: &str) -> (String, String) {
         let mut stream = std::net::TcpStream::connect(self.admin).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        write!(stream, "{method} {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();

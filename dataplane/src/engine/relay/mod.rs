@@ -29,12 +29,13 @@ use std::time::Duration;
 use rand_chacha::ChaCha20Rng;
 use rand_core::{RngCore, SeedableRng};
 
+pub(super) use config::free_address;
 pub use config::{Listener, RelayConfig, StartError};
 pub use state::StateError;
 pub use stats::{QueuedConnection, RelayStats, WorkerStats};
 
 use crate::engine::driver::Waker;
-use crate::engine::stun::StunServer;
+use crate::engine::stun::{StunConfig, StunServer};
 use crate::proto::id::RelayId;
 use crate::proto::relay::hub::{ControlError, Hub, HubCommand};
 use crate::proto::relay::{FromWorker, Limits, ToWorker, WorkerId};
@@ -88,6 +89,8 @@ struct Shared {
     changed: Condvar,
     clock: Clock,
     stopped: AtomicBool,
+    draining: AtomicBool,
+    hurry: AtomicBool,
 }
 
 impl Shared {
@@ -163,7 +166,8 @@ impl RelayHandle {
             Some(directory) => state::load(directory)?,
             None => None,
         };
-        let stun = config.stun.map(StunServer::start).transpose()?;
+        let stun = config.stun.map(|stun| StunConfig { take_over: config.take_over, ..stun });
+        let stun = stun.map(StunServer::start).transpose()?;
         let mut hub = Hub::new(config.settings.clone(), saved, fork(&mut rng), clock.now())
             .map_err(StartError::TokenKeys)?;
         if config.settings.register.stun.is_none() && stun.is_none() {
@@ -183,6 +187,8 @@ impl RelayHandle {
             changed: Condvar::new(),
             clock,
             stopped: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            hurry: AtomicBool::new(false),
         });
         let thread = hub_thread::HubThread::new(&shared, input, &config);
         threads.spawn("relay-hub", move || {
@@ -292,16 +298,30 @@ impl RelayHandle {
 
     /// Says GOAWAY to everyone, takes no more connections, and returns after `grace` or when nobody is left.
     pub fn drain(&self, grace: Duration) {
+        self.shared.draining.store(true, Ordering::Relaxed);
         for mailbox in &self.shared.mailboxes {
             mailbox.post(ToShell::StopListening);
         }
         self.shared.with_hub(|hub, _| hub.all(ToWorker::Drain { grace }));
         let until = self.shared.clock.instant() + grace;
-        while self.shared.clock.instant() < until {
+        while self.shared.clock.instant() < until && !self.shared.hurry.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(50).min(until - self.shared.clock.instant()));
             if self.stats().workers.iter().map(|worker| worker.open).sum::<usize>() == 0 {
                 return;
             }
+        }
+    }
+
+    /// Ends a [`Self::drain`] that is under way, or lets one that begins later end at once.
+    pub fn hurry(&self) {
+        self.shared.hurry.store(true, Ordering::Relaxed);
+    }
+
+    /// Lets the first worker's thread panic: for tests of what happens then.
+    #[doc(hidden)]
+    pub fn __panic_worker(&self) {
+        if let Some(mailbox) = self.shared.mailboxes.first() {
+            mailbox.post(ToShell::Panic);
         }
     }
 
@@ -331,12 +351,13 @@ impl RelayHandle {
         workers.sort_by_key(|stats: &WorkerStats| stats.worker);
         let stun = self.stun.as_ref().map(|server| {
             let counters = server.counters();
-            [&counters.answered, &counters.refused, &counters.dropped]
+            [&counters.answered, &counters.refused, &counters.dropped, &counters.limited]
                 .map(|counter| counter.load(Ordering::Relaxed))
         });
         let hub = self.shared.hub();
         RelayStats {
             relay_id: hub.relay_id(),
+            draining: self.shared.draining.load(Ordering::Relaxed),
             ready: hub.is_ready(),
             in_grace: hub.in_grace(),
             config_version: hub.version(),

@@ -10,7 +10,7 @@ use crate::proto::error::ErrorCode;
 use crate::proto::id::{NetworkId, RelayId};
 use crate::proto::relay::WorkerId;
 use crate::proto::relay::delay::DelayHistogram;
-use crate::proto::relay::worker::{ConnectionInfo, Counters, LinkInfo};
+use crate::proto::relay::worker::{ConnectionInfo, Counters, LinkInfo, Refusal};
 
 /// One connection, for people.
 #[derive(Clone, Debug)]
@@ -69,6 +69,8 @@ pub struct WorkerStats {
 pub struct RelayStats {
     /// Who it is; 0 while unknown.
     pub relay_id: RelayId,
+    /// Whether it has said GOAWAY.
+    pub draining: bool,
     /// Whether sign-ins can succeed.
     pub ready: bool,
     /// Whether the controller is away and tokens last longer.
@@ -79,8 +81,8 @@ pub struct RelayStats {
     pub connected_nodes: usize,
     /// Mesh links that are up, with their last round trip.
     pub links: Vec<(RelayId, Option<Duration>)>,
-    /// STUN: answered, refused, dropped.
-    pub stun: Option<[u64; 3]>,
+    /// STUN: answered, refused, dropped, limited.
+    pub stun: Option<[u64; 4]>,
     /// By worker; one that did not answer in time is missing.
     pub workers: Vec<WorkerStats>,
 }
@@ -89,6 +91,16 @@ impl RelayStats {
     /// In the Prometheus text format.
     pub fn to_prometheus(&self) -> String {
         let mut text = Text(String::new());
+        text.gauge(
+            "edgelink_relay_info",
+            "Always 1; the labels say which relay and version this is.",
+            [(format!("relay=\"{}\",version=\"{}\"", self.relay_id, env!("CARGO_PKG_VERSION")), 1.0)],
+        );
+        text.gauge(
+            "edgelink_relay_draining",
+            "Whether it has told nodes to move and is about to stop.",
+            [("", f64::from(u8::from(self.draining)))],
+        );
         text.gauge(
             "edgelink_relay_ready",
             "Whether sign-ins can succeed.",
@@ -139,6 +151,13 @@ impl RelayStats {
         for (name, help, value) in COUNTERS {
             text.family(name, help, "counter", by_worker(*value));
         }
+        let refusals = Refusal::ALL.iter().enumerate().map(|(place, refusal)| {
+            let count = |worker: &WorkerStats| worker.counters.refusals.get(place).copied();
+            let sum: u64 = self.workers.iter().filter_map(count).sum();
+            (format!("reason=\"{}\"", refusal.label()), sum as f64)
+        });
+        let help = "Connections over a limit, by which one.";
+        text.family("edgelink_relay_refusals_total", help, "counter", refusals);
         for (name, help, value) in LINK_COUNTERS {
             text.family(name, help, "counter", self.by_link(*value));
         }
@@ -168,8 +187,9 @@ impl RelayStats {
             "counter",
             networks,
         );
-        if let Some([answered, refused, dropped]) = self.stun {
-            let outcomes = [("answered", answered), ("refused", refused), ("dropped", dropped)];
+        if let Some([answered, refused, dropped, limited]) = self.stun {
+            let outcomes =
+                [("answered", answered), ("refused", refused), ("dropped", dropped), ("limited", limited)];
             let outcomes = outcomes.map(|(outcome, n)| (format!("outcome=\"{outcome}\""), n as f64));
             text.family("edgelink_stun_requests_total", "STUN datagrams, by outcome.", "counter", outcomes);
         }

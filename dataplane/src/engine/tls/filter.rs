@@ -55,7 +55,8 @@ impl Filter {
         Self { phase, cut: None, pending: Vec::new(), peer_closed: false }
     }
 
-    /// Takes received bytes and hands out the plaintext of each record, to be changed at will.
+    /// Takes received bytes and hands out the plaintext of each record, to be changed at will. Stops after the record with which `enough`
+    /// bytes are taken; says how many were.
     ///
     /// # Errors
     /// After one from TLS an alert may be pending, and this must not be called again; after one of the sink's the connection is as broken
@@ -63,12 +64,14 @@ impl Filter {
     pub(in crate::engine) fn receive<E: From<Error>>(
         &mut self,
         bytes: &mut [u8],
+        enough: usize,
         pool: &Pool,
         sink: &mut impl FnMut(&mut [u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
+    ) -> Result<usize, E> {
+        let all = bytes.len();
         match &mut self.phase {
-            Phase::Failed => Ok(()),
-            Phase::Records(_) => self.open(bytes, pool, sink),
+            Phase::Failed => Ok(all),
+            Phase::Records(_) => self.open(bytes, enough, pool, sink),
             Phase::Handshake(handshake) => {
                 let rest = match handshake.receive(bytes, &mut self.pending, sink) {
                     Ok(rest) => rest,
@@ -78,12 +81,12 @@ impl Filter {
                     }
                 };
                 self.peer_closed |= handshake.peer_closed();
-                let Some(mut rest) = rest else { return Ok(()) };
+                let Some(mut rest) = rest else { return Ok(all) };
                 let Phase::Handshake(handshake) = std::mem::replace(&mut self.phase, Phase::Failed) else {
-                    return Ok(());
+                    return Ok(all);
                 };
                 self.phase = Phase::Records(Box::new(handshake.into_records()?));
-                self.open(&mut rest, pool, sink)
+                self.open(&mut rest, usize::MAX, pool, sink).map(|_| all)
             }
         }
     }
@@ -160,9 +163,11 @@ impl Filter {
     fn open<E: From<Error>>(
         &mut self,
         mut bytes: &mut [u8],
+        enough: usize,
         pool: &Pool,
         sink: &mut impl FnMut(&mut [u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
+    ) -> Result<usize, E> {
+        let all = bytes.len();
         // Complete just the record that was cut: those after it are opened where they are.
         while let Some(cut) = &mut self.cut {
             let whole = match Records::length(cut.filled()) {
@@ -183,7 +188,7 @@ impl Filter {
                     }
                 }
                 None if cut.len() == HEADER => {}
-                _ => return Ok(()),
+                _ => return Ok(all),
             }
         }
         while !bytes.is_empty() && !self.peer_closed {
@@ -202,8 +207,12 @@ impl Filter {
             let (record, rest) = bytes.split_at_mut(whole);
             bytes = rest;
             self.record(record, sink)?;
+            let taken = all - bytes.len();
+            if taken >= enough {
+                return Ok(taken);
+            }
         }
-        Ok(())
+        Ok(all)
     }
 
     fn record<E: From<Error>>(

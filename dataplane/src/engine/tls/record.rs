@@ -133,13 +133,14 @@ impl Records {
         let Some((header, sealed)) = record.split_first_chunk_mut::<HEADER>() else { return Err(bad()) };
         let nonce = self.read.nonce();
         let plain = self.read.key.open_in_place(nonce, Aad::from(&*header), sealed).map_err(|_| bad())?;
+        // With content type and padding (§5.4).
+        if plain.len() > MAX_PLAIN + 1 {
+            return Err(Fatal::new(AlertDescription::RecordOverflow, Error::PeerSentOversizedRecord));
+        }
         // The content type is the last byte that is not padding.
         let Some(end) = plain.iter().rposition(|byte| *byte != 0) else {
             return Err(Fatal::new(AlertDescription::UnexpectedMessage, InvalidMessage::InvalidContentType));
         };
-        if end > MAX_PLAIN {
-            return Err(Fatal::new(AlertDescription::RecordOverflow, Error::PeerSentOversizedRecord));
-        }
         let (content, rest) = plain.split_at_mut(end);
         match rest.first() {
             Some(&DATA) => {

@@ -403,14 +403,24 @@ impl Driver for Uring {
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.wait_gathering(timeout, None)
+    }
+
+    fn wait_gathering(&mut self, timeout: Option<Duration>, gather: Option<Duration>) -> io::Result<()> {
         self.feed_starved()?;
+        let gathered = match gather {
+            Some(gather) if self.known.is_empty() => self.ring.gather(gather)?,
+            _ => false,
+        };
         let timeout = match timeout {
             _ if !self.known.is_empty() => Some(Duration::ZERO),
             Some(timeout) if !self.resting.is_empty() => Some(timeout.min(ACCEPT_REST)),
             None if !self.resting.is_empty() => Some(ACCEPT_REST),
             timeout => timeout,
         };
-        self.ring.enter(timeout)?;
+        if !gathered {
+            self.ring.enter(timeout)?;
+        }
         let mut completions = std::mem::take(&mut self.completions);
         self.ring.completions(&mut completions);
         let outcome = completions.drain(..).try_for_each(|completion| self.complete(completion));

@@ -101,6 +101,17 @@ impl Ring {
         }
     }
 
+    /// Submits what is queued and gives completions that long to collect; the kernel does not wake this thread for each. Says whether there are
+    /// any.
+    pub(super) fn gather(&mut self, time: Duration) -> io::Result<bool> {
+        let timespec = Timespec::from(time);
+        let want = COMPLETIONS as usize;
+        match self.uring.submitter().submit_with_args(want, &SubmitArgs::new().timespec(&timespec)) {
+            Err(error) if !passes(&error) => Err(error),
+            _ => Ok(!self.uring.completion().is_empty()),
+        }
+    }
+
     /// Takes the completions that are there.
     pub(super) fn completions(&mut self, out: &mut Vec<Completion>) {
         out.extend(self.uring.completion().map(|entry| Completion {

@@ -1,7 +1,7 @@
 //! What waits for a slow receiver, who gets its place, and what is dropped first.
 //!
 //! Each connection has a [`Queue`]. While its receiver keeps up, data goes straight into the connection's backlog (the engine's outbox: shallow, coalesced,
-//! one copy) and nothing else happens. When more than [`QueuePolicy::high`] waits there, or anything waits too long, the connection is congested: from then
+//! one copy) and nothing else happens. When more than [`QueuePolicy::high`] waits there behind a send, or anything waits too long, the connection is congested: from then
 //! on data goes through a fair queue that gives every source its turn and refills the backlog up to [`QueuePolicy::low`] whenever something was sent. It is left when
 //! it is empty, not before, so that a receiver at the edge does not flip to and fro. Data is bounded in bytes and in age, and the oldest goes first: a
 //! receiver that falls behind sees a gap, then fresh packets, and never holds up anyone else; a sender is never stopped from being read.
@@ -20,7 +20,7 @@ use super::rate::{Rate, TokenBucket};
 use crate::proto::drop_reason::{DropCounters, DropReason};
 use crate::proto::time::Instant;
 use crate::proto::wire::data;
-use crate::proto::wire::frame::{FrameType, MAX_FRAME};
+use crate::proto::wire::frame::{FrameType, Frames, MAX_FRAME};
 
 /// How much may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,10 +29,13 @@ pub struct QueuePolicy {
     pub max_bytes: usize,
     /// How long data may wait. TCP has given a packet up, or sent it again, after a second.
     pub max_age: Duration,
-    /// Bytes for all receivers of a worker together. When they are used up, a receiver gets more room only for what it drops.
+    /// Bytes for all receivers of a worker together, and half as much again in their backlogs. When they are used up, a receiver gets more room only for
+    /// what it drops.
     pub max_total: usize,
-    /// A backlog with more than this makes a connection congested: two sends.
+    /// A backlog with more than this makes a connection congested, when a send has been under way since an earlier round: two sends.
     pub high: usize,
+    /// The same when nothing holds it up: what may be received for one connection before there is a chance to send any of it.
+    pub burst: usize,
     /// Up to here a congested connection's backlog is refilled: one send, ready when the one before it is done.
     pub low: usize,
 }
@@ -44,15 +47,21 @@ impl Default for QueuePolicy {
             max_age: Duration::from_secs(1),
             max_total: 256 << 20,
             high: 128 << 10,
+            burst: 640 << 10,
             low: 64 << 10,
         }
     }
 }
 
 impl QueuePolicy {
-    /// What a backlog has to take: it is filled up to `high` and then with one more frame.
+    /// What a backlog has to take: it is filled up to a mark, or over one by one frame.
     pub const fn backlog_bytes(&self) -> usize {
-        self.high + 2 * MAX_FRAME
+        self.burst + 2 * MAX_FRAME
+    }
+
+    /// What a backlog may have when memory is short: enough for who takes it at once.
+    fn little(&self) -> usize {
+        self.low / 4
     }
 
     /// What waits that long in a backlog tells that its connection does not move.
@@ -67,8 +76,8 @@ pub trait Backlog {
     fn queued(&self) -> usize;
     /// Room for a frame of that length that arrived at `at`, to be written and then made to count by [`Self::commit`]; `None` when there is none.
     fn reserve(&mut self, len: usize, at: Instant) -> Option<&mut [u8]>;
-    /// Counts what was reserved as a frame.
-    fn commit(&mut self, len: usize);
+    /// Counts what was reserved as that many frames.
+    fn commit(&mut self, len: usize, frames: usize);
     /// Appends a frame that goes before all data. Whether there was room.
     fn push_urgent(&mut self, frame: &[u8], now: Instant) -> bool;
     /// Drops the oldest data (one frame or several); how many frames, 0 when there is none.
@@ -92,7 +101,11 @@ pub struct Queue {
     fair: Option<Box<FairQueue>>,
     /// Bytes ever put into the backlog.
     pushed: u64,
+    /// Bytes in it when it was last looked at.
+    staged: usize,
     probe: Option<Probe>,
+    /// Since when the last send is under way.
+    sending: Option<Instant>,
     handshakes: TokenBucket,
     dropped: u64,
 }
@@ -142,6 +155,8 @@ pub struct Queues {
     #[allow(clippy::vec_box, reason = "they go to connections and come back as they are")]
     idle: Vec<Box<FairQueue>>,
     congested: usize,
+    /// Bytes in all backlogs.
+    staged: usize,
     drops: DropCounters,
     delays: DelayHistogram,
 }
@@ -158,6 +173,7 @@ impl Queues {
             stock: Blocks::new(policy.max_total),
             idle: Vec::new(),
             congested: 0,
+            staged: 0,
             drops: DropCounters::default(),
             delays: DelayHistogram::default(),
         }
@@ -188,9 +204,20 @@ impl Queues {
         self.congested
     }
 
-    /// Memory that waiting data takes beside the backlogs, in bytes.
+    /// Memory that waiting data takes, in bytes.
     pub fn held(&self) -> usize {
-        self.stock.used() * BLOCK
+        self.stock.used() * BLOCK + self.staged
+    }
+
+    /// DATA frames of one node for another, one behind the other, in all no longer than a message: at once when the way is free, else one by one.
+    pub fn admit_run(&mut self, queue: &mut Queue, backlog: &mut impl Backlog, frames: &[u8], now: Instant) {
+        let data = frames.get(1).copied() == Some(FrameType::Data as u8);
+        if data && queue.fair.is_none() && self.admit_free(queue, backlog, frames, now) {
+            return;
+        }
+        for frame in Frames::new(frames).flatten() {
+            self.admit(queue, backlog, frame.bytes, now);
+        }
     }
 
     /// A frame of one node for another: straight into the backlog, or into its source's line. What is dropped for it is counted.
@@ -203,9 +230,8 @@ impl Queues {
             }
         }
         if queue.fair.is_none() {
-            let moves = queue.probe.is_none_or(|probe| now - probe.at <= self.policy.stall());
-            if moves && backlog.queued() + frame.len() <= self.policy.high && put(backlog, frame, now) {
-                return queue.pushed(frame.len(), now);
+            if self.admit_free(queue, backlog, frame, now) {
+                return;
             }
             self.congested += 1;
         }
@@ -216,6 +242,28 @@ impl Queues {
         self.drops.add(DropReason::QueueFull, dropped);
         // One frame that is longer than all that may wait.
         self.release_if_empty(queue);
+    }
+
+    /// Whether it went straight into the backlog.
+    fn admit_free(
+        &mut self,
+        queue: &mut Queue,
+        backlog: &mut impl Backlog,
+        frames: &[u8],
+        now: Instant,
+    ) -> bool {
+        let moves = queue.probe.is_none_or(|probe| now - probe.at <= self.policy.stall());
+        let high = match queue.sending {
+            _ if self.is_short_of_memory() => self.policy.little(),
+            Some(since) if since < now => self.policy.high,
+            _ => self.policy.burst,
+        };
+        let free = moves && backlog.queued() + frames.len() <= high && put(backlog, frames, now);
+        if free {
+            queue.pushed(frames.len(), now);
+            self.restage(queue, backlog);
+        }
+        free
     }
 
     /// A frame of the relay's own.
@@ -232,16 +280,18 @@ impl Queues {
         }
     }
 
-    /// Before the next bytes are taken out of the backlog: what has waited too long goes, and those whose turn it is move up.
+    /// Before the next bytes are taken out of the backlog, the last send being done: what has waited too long goes, and those whose turn it is move up.
     pub fn refill(&mut self, queue: &mut Queue, backlog: &mut impl Backlog, now: Instant) {
+        queue.sending = None;
         let before = now.before(self.policy.max_age);
         if let Some(before) = before.filter(|_| backlog.queued() > 0) {
             let frames = backlog.drop_older_than(before) as u64;
             queue.dropped += frames;
             self.drops.add(DropReason::QueueAge, frames);
         }
-        let Some(fair) = &mut queue.fair else { return };
-        while backlog.queued() < self.policy.low {
+        let low = if self.is_short_of_memory() { self.policy.little() } else { self.policy.low };
+        let Some(fair) = &mut queue.fair else { return self.restage(queue, backlog) };
+        while backlog.queued() < low {
             let Some(head) = fair.front() else { break };
             if before.is_some_and(|before| head.at < before) {
                 fair.discard(&mut self.stock);
@@ -251,16 +301,19 @@ impl Queues {
             }
             let Some(room) = backlog.reserve(head.len, head.at) else { break };
             fair.pop(room, &mut self.stock);
-            backlog.commit(head.len);
+            backlog.commit(head.len, 1);
             queue.pushed += head.len as u64;
             let end = queue.pushed;
             queue.probe.get_or_insert(Probe { end, at: head.at });
         }
         self.release_if_empty(queue);
+        self.restage(queue, backlog);
     }
 
-    /// Bytes were taken out of the backlog.
+    /// Bytes were taken out of the backlog and are being sent.
     pub fn sent(&mut self, queue: &mut Queue, backlog: &impl Backlog, now: Instant) {
+        queue.sending = Some(now);
+        self.restage(queue, backlog);
         let Some(probe) = queue.probe else { return };
         let left = backlog.queued() as u64;
         if left == 0 || queue.pushed.saturating_sub(left) >= probe.end {
@@ -282,9 +335,19 @@ impl Queues {
             frames += fair.clear(&mut self.stock);
         }
         self.release_if_empty(queue);
+        self.restage(queue, backlog);
         queue.probe = None;
         queue.dropped += frames as u64;
         self.drops.add(reason, frames as u64);
+    }
+
+    fn is_short_of_memory(&self) -> bool {
+        self.staged > self.policy.max_total / 2
+    }
+
+    fn restage(&mut self, queue: &mut Queue, backlog: &impl Backlog) {
+        let now = backlog.queued();
+        self.staged = self.staged - std::mem::replace(&mut queue.staged, now) + now;
     }
 
     fn release_if_empty(&mut self, queue: &mut Queue) {
@@ -297,10 +360,10 @@ impl Queues {
     }
 }
 
-fn put(backlog: &mut impl Backlog, frame: &[u8], now: Instant) -> bool {
-    let Some(room) = backlog.reserve(frame.len(), now) else { return false };
-    room.copy_from_slice(frame);
-    backlog.commit(frame.len());
+fn put(backlog: &mut impl Backlog, frames: &[u8], now: Instant) -> bool {
+    let Some(room) = backlog.reserve(frames.len(), now) else { return false };
+    room.copy_from_slice(frames);
+    backlog.commit(frames.len(), Frames::new(frames).count());
     true
 }
 

@@ -6,6 +6,10 @@
 //!
 //! A client of RFC 3489 has no cookie: its transaction id is 16 bytes, and it understands MAPPED-ADDRESS only. What is not STUN at all is for the
 //! caller to count ([`Outcome::NotStun`]). No state, no authentication: Binding needs none.
+//!
+//! A server with two addresses and two ports ([`Faces`]) lets clients find out what their NAT does (RFC 5780): CHANGE-REQUEST asks for the answer from
+//! another face, RESPONSE-PORT for it to another port of the same client. PADDING is answered with PADDING, and then with no more bytes than
+//! were sent. No answer is longer than [`MAX_AMPLIFICATION`] times its request.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -13,13 +17,16 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 pub const MAGIC_COOKIE: u32 = 0x2112_A442;
 /// Bytes before the attributes.
 pub const HEADER_LEN: usize = 20;
-/// The longest answer: 420 with `MAX_UNKNOWN` attributes.
+/// The longest answer without PADDING: 420 with `MAX_UNKNOWN` attributes.
 pub const MAX_RESPONSE: usize = 256;
-/// Requests longer than this are not answered: a Binding request has no business beyond a minimal MTU (RFC 8489 §6.1).
-pub const MAX_REQUEST: usize = 1280;
+/// Requests longer than this are not answered: the PADDING of RFC 5780 §7.6 fits, and nothing else needs as much.
+pub const MAX_REQUEST: usize = 2048;
+/// An answer has at most so many times the bytes of its request. The worst case is a bare request (20 bytes) over IPv6 to a server with two addresses
+/// (92 bytes); with the headers of IP and UDP counted on both sides it is 2.1.
+pub const MAX_AMPLIFICATION: usize = 5;
 /// Unknown attributes that an answer lists.
 const MAX_UNKNOWN: usize = 16;
-/// Sent in every answer; a multiple of 4 bytes.
+/// Sent in answers; a multiple of 4 bytes.
 const SOFTWARE: &[u8; 8] = b"EdgeLink";
 
 const BINDING_REQUEST: u16 = 0x0001;
@@ -29,6 +36,9 @@ const BINDING_ERROR: u16 = 0x0111;
 const CLASS_MASK: u16 = 0x0110;
 
 const MAPPED_ADDRESS: u16 = 0x0001;
+const CHANGE_REQUEST: u16 = 0x0003;
+const SOURCE_ADDRESS: u16 = 0x0004;
+const CHANGED_ADDRESS: u16 = 0x0005;
 const USERNAME: u16 = 0x0006;
 const MESSAGE_INTEGRITY: u16 = 0x0008;
 const ERROR_CODE: u16 = 0x0009;
@@ -37,8 +47,12 @@ const REALM: u16 = 0x0014;
 const NONCE: u16 = 0x0015;
 const MESSAGE_INTEGRITY_SHA256: u16 = 0x001C;
 const XOR_MAPPED_ADDRESS: u16 = 0x0020;
+const PADDING: u16 = 0x0026;
+const RESPONSE_PORT: u16 = 0x0027;
 const SOFTWARE_TYPE: u16 = 0x8022;
 const FINGERPRINT: u16 = 0x8028;
+const RESPONSE_ORIGIN: u16 = 0x802B;
+const OTHER_ADDRESS: u16 = 0x802C;
 /// RFC 8489 §14.7.
 const FINGERPRINT_XOR: u32 = 0x5354_554e;
 
@@ -58,18 +72,88 @@ pub enum Outcome {
     NotStun,
 }
 
-/// Answers one datagram that came from `from`. `out` is cleared, and holds the answer afterwards when there is one.
+/// The four addresses of a server for RFC 5780, as clients see them: two IP addresses with two ports each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Faces([SocketAddr; 4]);
+
+impl Faces {
+    /// From the IP addresses (primary, secondary) and the ports. All four differ.
+    ///
+    /// # Errors
+    /// They do not, or mix IPv4 and IPv6.
+    pub fn new(addresses: [IpAddr; 2], ports: [u16; 2]) -> Result<Self, FacesError> {
+        let [primary, secondary] = addresses;
+        if primary == secondary || ports[0] == ports[1] || primary.is_ipv4() != secondary.is_ipv4() {
+            return Err(FacesError);
+        }
+        Ok(Self(Face::ALL.map(|face| {
+            let pick = |bit: u8| usize::from(face.0 & bit != 0);
+            SocketAddr::new(addresses[pick(Face::IP)], ports[pick(Face::PORT)])
+        })))
+    }
+
+    /// The address of one of them.
+    pub fn address(&self, face: Face) -> SocketAddr {
+        self.0[usize::from(face.0 & 3)]
+    }
+}
+
+/// Addresses that do not make four faces.
+#[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]
+#[error("two different addresses of one family and two different ports are needed")]
+pub struct FacesError;
+
+/// One of [`Faces`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Face(u8);
+
+impl Face {
+    const PORT: u8 = 1;
+    const IP: u8 = 2;
+    /// Primary address with both ports, secondary address with both.
+    pub const ALL: [Self; 4] = [Self(0), Self(1), Self(2), Self(3)];
+
+    /// Its place in [`Face::ALL`].
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    /// The one that differs in what a CHANGE-REQUEST asks for.
+    const fn changed(self, flags: u8) -> Self {
+        let port = if flags & 0x02 != 0 { Self::PORT } else { 0 };
+        let ip = if flags & 0x04 != 0 { Self::IP } else { 0 };
+        Self(self.0 ^ port ^ ip)
+    }
+}
+
+/// What to do with an answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Reply {
+    /// What came of it.
+    pub outcome: Outcome,
+    /// Where the answer goes.
+    pub to: SocketAddr,
+    /// Where it comes from; `None`: from where the request came to.
+    pub face: Option<Face>,
+}
+
+/// Answers one datagram that came from `from`, at a server with one address. `out` is cleared, and holds the answer afterwards when there is one.
 pub fn respond(request: &[u8], from: SocketAddr, out: &mut Vec<u8>) -> Outcome {
+    respond_at(request, from, None, out).outcome
+}
+
+/// The same at a server with `faces`, when the request came to the given one.
+pub fn respond_at(request: &[u8], from: SocketAddr, at: Option<(&Faces, Face)>, out: &mut Vec<u8>) -> Reply {
     out.clear();
-    let Some(header) = Header::parse(request) else { return Outcome::NotStun };
+    let mut reply = Reply { outcome: Outcome::NotStun, to: from, face: at.map(|(_, face)| face) };
+    let Some(header) = Header::parse(request) else { return reply };
     if header.kind & CLASS_MASK != 0 {
-        return Outcome::Ignored;
+        reply.outcome = Outcome::Ignored;
+        return reply;
     }
-    let mut answer = Answer { out, header };
-    if header.kind != BINDING_REQUEST {
-        return answer.error(400, "Bad Request: only Binding is served", &[], false);
-    }
-    match Attributes::scan(request) {
+    let mut answer = Answer { out, header, longest: request.len() * MAX_AMPLIFICATION, padding: None };
+    reply.outcome = match Attributes::scan(request, at.is_some()) {
+        _ if header.kind != BINDING_REQUEST => answer.error(400, "Bad Request", &[], false),
         Err(Malformed::Fingerprint) => Outcome::Ignored,
         Err(Malformed::Attributes) => answer.error(400, "Bad Request", &[], false),
         Ok(found) if found.unknown_count > 0 && header.has_cookie => {
@@ -81,8 +165,28 @@ pub fn respond(request: &[u8], from: SocketAddr, out: &mut Vec<u8>) -> Outcome {
                 found.fingerprint,
             )
         }
-        Ok(found) => answer.success(from, found.fingerprint),
-    }
+        // To be answered from elsewhere, where there is no elsewhere: an answer from here would tell a client of RFC 3489 something wrong.
+        Ok(found) if found.change != 0 && at.is_none() => Outcome::Ignored,
+        // RFC 5780 §7.6: one or the other.
+        Ok(found) if found.padding && found.response_port.is_some() => {
+            answer.error(400, "Bad Request", &[], found.fingerprint)
+        }
+        Ok(found) => {
+            answer.padding = found.padding.then_some(request.len());
+            if let Some((_, face)) = at {
+                reply.face = Some(face.changed(found.change));
+            }
+            if let Some(port) = found.response_port {
+                reply.to.set_port(port);
+            }
+            let origins = at.map(|(faces, face)| {
+                let other = face.changed(0x06);
+                (faces.address(face.changed(found.change)), faces.address(other))
+            });
+            answer.success(from, origins, found.fingerprint)
+        }
+    };
+    reply
 }
 
 /// Writes a Binding request with SOFTWARE and FINGERPRINT.
@@ -92,7 +196,7 @@ pub fn binding_request(transaction: TransactionId, out: &mut Vec<u8>) {
     id[..4].copy_from_slice(&MAGIC_COOKIE.to_be_bytes());
     id[4..].copy_from_slice(&transaction);
     let header = Header { kind: BINDING_REQUEST, id, has_cookie: true };
-    let mut message = Answer { out, header };
+    let mut message = Answer { out, header, longest: MAX_REQUEST, padding: None };
     message.begin(BINDING_REQUEST);
     message.finish(true);
 }
@@ -127,7 +231,7 @@ pub fn parse_response(message: &[u8], transaction: &TransactionId) -> Result<Soc
     if header.id[4..] != transaction[..] {
         return Err(StunError::OtherTransaction);
     }
-    let found = Attributes::scan(message).map_err(|_| StunError::Malformed)?;
+    let found = Attributes::scan(message, true).map_err(|_| StunError::Malformed)?;
     if header.kind == BINDING_ERROR {
         return Err(StunError::Refused(found.error.ok_or(StunError::Malformed)?));
     }
@@ -166,14 +270,18 @@ struct Attributes {
     unknown: [u16; MAX_UNKNOWN],
     unknown_count: usize,
     fingerprint: bool,
+    /// Flags of CHANGE-REQUEST.
+    change: u8,
+    response_port: Option<u16>,
+    padding: bool,
     mapped: Option<SocketAddr>,
     xor_mapped: Option<SocketAddr>,
     error: Option<u16>,
 }
 
 impl Attributes {
-    /// Walks the attributes of a message whose header was parsed.
-    fn scan(message: &[u8]) -> Result<Self, Malformed> {
+    /// Walks the attributes of a message whose header was parsed. Those of RFC 5780 are known to a server with `faces`.
+    fn scan(message: &[u8], faces: bool) -> Result<Self, Malformed> {
         let mut found = Self::default();
         let mut offset = HEADER_LEN;
         let id = message.get(4..HEADER_LEN).ok_or(Malformed::Attributes)?;
@@ -205,21 +313,37 @@ impl Attributes {
                     found.xor_mapped = Some(address(value, Some(id)).ok_or(Malformed::Attributes)?);
                 }
                 ERROR_CODE => found.error = Some(error_code(value).ok_or(Malformed::Attributes)?),
-                USERNAME | REALM | NONCE | UNKNOWN_ATTRIBUTES => {}
-                0..0x8000 => {
-                    let known = found.unknown.get(..found.unknown_count).unwrap_or_default();
-                    if !known.contains(&kind)
-                        && let Some(slot) = found.unknown.get_mut(found.unknown_count)
-                    {
-                        *slot = kind;
-                        found.unknown_count += 1;
+                CHANGE_REQUEST => {
+                    let &[_, _, _, flags] = <&[u8; 4]>::try_from(value).map_err(|_| Malformed::Attributes)?;
+                    found.change = flags & 0x06;
+                    if !faces {
+                        found.note_unknown(kind);
                     }
                 }
+                RESPONSE_PORT if faces => {
+                    let &[high, low, _, _] =
+                        <&[u8; 4]>::try_from(value).map_err(|_| Malformed::Attributes)?;
+                    let port = u16::from_be_bytes([high, low]);
+                    found.response_port = Some((port != 0).then_some(port).ok_or(Malformed::Attributes)?);
+                }
+                PADDING if faces => found.padding = true,
+                USERNAME | REALM | NONCE | UNKNOWN_ATTRIBUTES => {}
+                0..0x8000 => found.note_unknown(kind),
                 _ => {}
             }
             offset += 4 + length.next_multiple_of(4);
         }
         Ok(found)
+    }
+
+    fn note_unknown(&mut self, kind: u16) {
+        let known = self.unknown.get(..self.unknown_count).unwrap_or_default();
+        if !known.contains(&kind)
+            && let Some(slot) = self.unknown.get_mut(self.unknown_count)
+        {
+            *slot = kind;
+            self.unknown_count += 1;
+        }
     }
 }
 
@@ -261,10 +385,20 @@ fn fingerprint(message: &[u8]) -> u32 {
 struct Answer<'a> {
     out: &'a mut Vec<u8>,
     header: Header,
+    /// SOFTWARE is left out where it would make the answer longer.
+    longest: usize,
+    /// PADDING up to this length of the whole.
+    padding: Option<usize>,
 }
 
 impl Answer<'_> {
-    fn success(&mut self, from: SocketAddr, with_fingerprint: bool) -> Outcome {
+    /// `origins`: RESPONSE-ORIGIN and OTHER-ADDRESS.
+    fn success(
+        &mut self,
+        from: SocketAddr,
+        origins: Option<(SocketAddr, SocketAddr)>,
+        with_fingerprint: bool,
+    ) -> Outcome {
         // A v4 client of a dual-stack socket shows up as ::ffff:a.b.c.d.
         let from = SocketAddr::new(from.ip().to_canonical(), from.port());
         self.begin(BINDING_SUCCESS);
@@ -272,6 +406,15 @@ impl Answer<'_> {
             self.address(XOR_MAPPED_ADDRESS, from);
         } else {
             self.address(MAPPED_ADDRESS, from);
+        }
+        if let Some((origin, other)) = origins {
+            let (origin_type, other_type) = if self.header.has_cookie {
+                (RESPONSE_ORIGIN, OTHER_ADDRESS)
+            } else {
+                (SOURCE_ADDRESS, CHANGED_ADDRESS)
+            };
+            self.address(origin_type, origin);
+            self.address(other_type, other);
         }
         self.finish(with_fingerprint);
         Outcome::Success
@@ -333,10 +476,18 @@ impl Answer<'_> {
         self.attribute(kind, &value[..length]);
     }
 
-    /// SOFTWARE, perhaps FINGERPRINT, and the length.
+    /// SOFTWARE, FINGERPRINT, and the length.
     fn finish(&mut self, with_fingerprint: bool) {
-        self.attribute(SOFTWARE_TYPE, SOFTWARE);
         let extra = if with_fingerprint { 8 } else { 0 };
+        if self.out.len() + 4 + SOFTWARE.len() + extra <= self.longest {
+            self.attribute(SOFTWARE_TYPE, SOFTWARE);
+        }
+        let room = self.padding.and_then(|whole| whole.checked_sub(self.out.len() + 4 + extra));
+        if let Some(room) = room.map(|room| room / 4 * 4) {
+            self.out.extend_from_slice(&PADDING.to_be_bytes());
+            self.out.extend_from_slice(&(room as u16).to_be_bytes());
+            self.out.resize(self.out.len() + room, 0);
+        }
         let length = (self.out.len() - HEADER_LEN + extra) as u16;
         self.out[2..4].copy_from_slice(&length.to_be_bytes());
         if with_fingerprint {
@@ -347,141 +498,4 @@ impl Answer<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// RFC 5769 §2.1: a request with SOFTWARE, PRIORITY, ICE-CONTROLLED, USERNAME, MESSAGE-INTEGRITY and FINGERPRINT.
-    const RFC5769_REQUEST: &str = "000100582112a442b7e7a701bc34d686fa87dfae802200105354554e207465737420636c69656e74\
-        002400046e0001ff80290008932ff9b151263b36000600096576746a3a683676592020200008001 49aeaa70cbfd8cb56781ef2b5b2d3f249\
-        c1b571a280280004e57a3bcf";
-    /// RFC 5769 §2.2: the answer, 192.0.2.1:32853.
-    const RFC5769_V4: &str = "0101003c2112a442b7e7a701bc34d686fa87dfae8022000b7465737420766563746f7220\
-        002000080001a147e112a643000800142b91f599fd9e90c38c7489f92af9ba53f06be7d780280004c07d4c96";
-    /// RFC 5769 §2.3: [2001:db8:1234:5678:11:2233:4455:6677]:32853.
-    const RFC5769_V6: &str = "010100482112a442b7e7a701bc34d686fa87dfae8022000b7465737420766563746f7220\
-        002000140002a1470113a9faa5d3f179bc25f4b5bed2b9d900080014a382954e4be67bf11784c97c8292c275bfe3ed41\
-        80280004c8fb0b4c";
-    const ID: TransactionId = [0xb7, 0xe7, 0xa7, 0x01, 0xbc, 0x34, 0xd6, 0x86, 0xfa, 0x87, 0xdf, 0xae];
-
-    fn hex(text: &str) -> Vec<u8> {
-        let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
-        digits
-            .chunks(2)
-            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap())
-            .collect()
-    }
-
-    fn from() -> SocketAddr {
-        "203.0.113.7:40000".parse().unwrap()
-    }
-
-    fn request_with(attributes: &[(u16, &[u8])]) -> Vec<u8> {
-        let mut out = Vec::new();
-        let mut id = [0; 16];
-        id[..4].copy_from_slice(&MAGIC_COOKIE.to_be_bytes());
-        id[4..].copy_from_slice(&ID);
-        let mut message =
-            Answer { out: &mut out, header: Header { kind: BINDING_REQUEST, id, has_cookie: true } };
-        message.begin(BINDING_REQUEST);
-        for (kind, value) in attributes {
-            message.attribute(*kind, value);
-        }
-        let length = (out.len() - HEADER_LEN) as u16;
-        out[2..4].copy_from_slice(&length.to_be_bytes());
-        out
-    }
-
-    #[test]
-    fn reads_the_responses_of_rfc_5769() {
-        assert_eq!(parse_response(&hex(RFC5769_V4), &ID), Ok("192.0.2.1:32853".parse().unwrap()));
-        let v6 = "[2001:db8:1234:5678:11:2233:4455:6677]:32853".parse().unwrap();
-        assert_eq!(parse_response(&hex(RFC5769_V6), &ID), Ok(v6));
-    }
-
-    #[test]
-    fn the_request_of_rfc_5769_has_a_good_fingerprint_and_names_the_attribute_we_do_not_know() {
-        let mut out = Vec::new();
-        assert_eq!(respond(&hex(RFC5769_REQUEST), from(), &mut out), Outcome::Error(420));
-        // ERROR-CODE (25 padded to 28), then UNKNOWN-ATTRIBUTES with PRIORITY alone: ICE-CONTROLLED is comprehension-optional.
-        let unknown = hex("000a0002 0024 0000");
-        assert!(out.windows(8).any(|window| window == unknown), "{out:02x?}");
-        assert_eq!(parse_response(&out, &ID), Err(StunError::Refused(420)));
-        let mut damaged = hex(RFC5769_REQUEST);
-        damaged[30] ^= 1;
-        assert_eq!(respond(&damaged, from(), &mut out), Outcome::Ignored);
-        assert!(out.is_empty());
-    }
-
-    #[test]
-    fn a_client_learns_its_address_over_v4_v6_and_mapped_v4() {
-        let (mut request, mut answer) = (Vec::new(), Vec::new());
-        binding_request(ID, &mut request);
-        for (seen, told) in [
-            ("203.0.113.7:40000", "203.0.113.7:40000"),
-            ("[2001:db8::7]:1", "[2001:db8::7]:1"),
-            ("[::ffff:203.0.113.7]:9", "203.0.113.7:9"),
-        ] {
-            assert_eq!(respond(&request, seen.parse().unwrap(), &mut answer), Outcome::Success);
-            assert_eq!(parse_response(&answer, &ID), Ok(told.parse().unwrap()));
-            assert_eq!(
-                answer[answer.len() - 8..answer.len() - 4],
-                hex("80280004"),
-                "fingerprint was asked for"
-            );
-            assert!(answer.len() <= MAX_RESPONSE);
-        }
-        assert_eq!(parse_response(&answer, &[0; 12]), Err(StunError::OtherTransaction));
-    }
-
-    #[test]
-    fn a_client_of_rfc_3489_gets_mapped_address_and_its_own_id() {
-        let mut request = request_with(&[(0x0003, &[0; 4])]);
-        request[4..20].copy_from_slice(&[0x55; 16]);
-        let mut out = Vec::new();
-        assert_eq!(respond(&request, from(), &mut out), Outcome::Success);
-        assert_eq!(out[4..20], [0x55; 16]);
-        assert_eq!(out[20..32], hex("00010008 0001 9c40 cb007107"));
-    }
-
-    #[test]
-    fn bad_requests_get_their_code_or_nothing() {
-        let mut out = Vec::new();
-        let plain = request_with(&[]);
-        assert_eq!(respond(&plain, from(), &mut out), Outcome::Success);
-        let mut other_method = plain.clone();
-        other_method[1] = 3;
-        assert_eq!(respond(&other_method, from(), &mut out), Outcome::Error(400));
-        let mut indication = plain.clone();
-        indication[1] = 0x11;
-        assert_eq!(respond(&indication, from(), &mut out), Outcome::Ignored);
-        let mut overrun = request_with(&[(0x8022, b"abcd")]);
-        overrun[23] = 60;
-        assert_eq!(respond(&overrun, from(), &mut out), Outcome::Error(400));
-        assert_eq!(parse_response(&out, &ID), Err(StunError::Refused(400)));
-        for junk in [&b""[..], b"GET / HTTP/1.1\r\n\r\nxx", &plain[..19], &[0x80; 20]] {
-            assert_eq!(respond(junk, from(), &mut out), Outcome::NotStun);
-        }
-        let many: Vec<(u16, &[u8])> = (0..60).map(|n| (0x0100 + n, &b""[..])).collect();
-        assert_eq!(respond(&request_with(&many), from(), &mut out), Outcome::Error(420));
-        assert!(out.len() <= MAX_RESPONSE, "an answer is no amplifier");
-    }
-
-    proptest! {
-        #[test]
-        fn any_datagram_is_taken_without_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), stunlike in any::<bool>()) {
-            if stunlike && bytes.len() >= 20 {
-                bytes.truncate(bytes.len() / 4 * 4);
-                let length = (bytes.len() - 20) as u16;
-                bytes[..2].copy_from_slice(&[0, 1]);
-                bytes[2..4].copy_from_slice(&length.to_be_bytes());
-            }
-            let mut out = Vec::new();
-            let outcome = respond(&bytes, from(), &mut out);
-            prop_assert_eq!(out.is_empty(), matches!(outcome, Outcome::Ignored | Outcome::NotStun));
-            prop_assert!(out.len() <= MAX_RESPONSE);
-            let _ = parse_response(&bytes, &ID);
-        }
-    }
-}
+mod tests;

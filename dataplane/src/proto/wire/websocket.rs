@@ -307,21 +307,40 @@ impl Reader {
         Self { role, max_message, partial: Vec::new(), fragments: None, closed: false }
     }
 
+    /// The longest message from now on.
+    pub const fn set_max_message(&mut self, max_message: usize) {
+        self.max_message = max_message;
+    }
+
     /// Takes the next bytes of the connection and hands out what they complete. `bytes` is scratch afterwards.
     ///
     /// # Errors
     /// The connection is of no use after one: close it with [`WebsocketError::close_code`]. What came before has been handed out.
     pub fn receive(
         &mut self,
-        mut bytes: &mut [u8],
+        bytes: &mut [u8],
         sink: &mut impl FnMut(Item<'_>),
     ) -> Result<(), WebsocketError> {
+        self.receive_some(bytes, usize::MAX, sink).map(|_| ())
+    }
+
+    /// The same, but stops after the frame with which `enough` bytes are taken; says how many were.
+    ///
+    /// # Errors
+    /// As [`Reader::receive`].
+    pub fn receive_some(
+        &mut self,
+        mut bytes: &mut [u8],
+        enough: usize,
+        sink: &mut impl FnMut(Item<'_>),
+    ) -> Result<usize, WebsocketError> {
+        let all = bytes.len();
         while !self.partial.is_empty() && !self.closed {
             match self.whole_frame(&self.partial)? {
                 Whole::Need(total) => {
                     let missing = total.saturating_sub(self.partial.len()).min(bytes.len());
                     if missing == 0 {
-                        return Ok(());
+                        return Ok(all);
                     }
                     let (now, later) = bytes.split_at_mut(missing);
                     self.partial.extend_from_slice(now);
@@ -344,10 +363,14 @@ impl Reader {
                     let (frame, rest) = bytes.split_at_mut(end);
                     bytes = rest;
                     self.frame(header, frame.get_mut(header.header_len..).unwrap_or_default(), sink)?;
+                    let taken = all - bytes.len();
+                    if taken >= enough {
+                        return Ok(taken);
+                    }
                 }
             }
         }
-        Ok(())
+        Ok(all)
     }
 
     /// Bytes held for messages that are not whole yet.

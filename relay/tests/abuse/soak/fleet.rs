@@ -27,7 +27,7 @@ pub struct Fleet {
     pub disturbances: BTreeMap<&'static str, u64>,
     configs: Vec<String>,
     controllers: Vec<Controls>,
-    _directories: Vec<tempfile::TempDir>,
+    directories: Vec<tempfile::TempDir>,
 }
 
 /// A controller as the test holds it.
@@ -45,21 +45,23 @@ impl Fleet {
             disturbances: BTreeMap::new(),
             configs: Vec::new(),
             controllers: Vec::new(),
-            _directories: Vec::new(),
+            directories: Vec::new(),
         };
-        for _ in 0..RELAYS {
+        for id in 1..=RELAYS {
             let directory = tempfile::tempdir().unwrap();
             let (controls, config) = control(Arc::clone(shared));
             let config = format!("{config}[limits]\nhandshake_timeout_s = 3\ndrain_s = 1\n");
-            let relay = Relay::start(directory.path(), &config, &["--dev"]);
-            let config = config.replace(
-                "[relay]\nlisten = \"127.0.0.1:0\"",
-                &format!("[relay]\nlisten = \"{}\"", relay.data),
-            );
+            let listening = |at: String| {
+                config.replace("[relay]\nlisten = \"127.0.0.1:0\"", &format!("[relay]\nlisten = \"{at}\""))
+            };
+            // An address that no client has: a port that was given back is still free when the relay starts again.
+            let first = listening(format!("127.200.0.{id}:0"));
+            let relay = Relay::start(directory.path(), &first, &["--dev"]);
+            let config = listening(relay.data.to_string());
             fleet.relays.push(relay);
             fleet.configs.push(config);
             fleet.controllers.push(controls);
-            fleet._directories.push(directory);
+            fleet.directories.push(directory);
         }
         for (place, controls) in fleet.controllers.iter().enumerate() {
             let config = fleet.controller_config(place, nodes);

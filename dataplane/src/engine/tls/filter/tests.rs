@@ -89,10 +89,17 @@ impl Ours {
 
     fn receive(&mut self, bytes: &mut [u8]) {
         let Self { filter, pool, got, error } = self;
-        let outcome = filter.receive(bytes, pool, &mut |plain: &mut [u8]| {
-            got.extend_from_slice(plain);
-            Ok::<_, Error>(())
-        });
+        let mut taken = 0;
+        let mut outcome = Ok(());
+        while taken < bytes.len() && outcome.is_ok() {
+            let rest = &mut bytes[taken..];
+            outcome = filter
+                .receive(rest, 1000, pool, &mut |plain: &mut [u8]| {
+                    got.extend_from_slice(plain);
+                    Ok::<_, Error>(())
+                })
+                .map(|now| taken += now);
+        }
         *error = error.take().or(outcome.err());
     }
 

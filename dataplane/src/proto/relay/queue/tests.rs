@@ -24,7 +24,7 @@ impl Backlog for Model {
     fn reserve(&mut self, len: usize, at: Instant) -> Option<&mut [u8]> {
         Some(self.reserved.insert((vec![0; len], at)).0.as_mut_slice())
     }
-    fn commit(&mut self, _: usize) {
+    fn commit(&mut self, _: usize, _: usize) {
         self.data.extend(self.reserved.take());
     }
     fn push_urgent(&mut self, frame: &[u8], _: Instant) -> bool {
@@ -67,7 +67,9 @@ impl Receiver {
             }
             out.extend(self.backlog.data.pop_front().map(|(frame, _)| frame));
         }
-        queues.sent(&mut self.queue, &self.backlog, now);
+        if !out.is_empty() {
+            queues.sent(&mut self.queue, &self.backlog, now);
+        }
         out
     }
 
@@ -115,6 +117,28 @@ fn who_keeps_up_never_sees_the_fair_queue() {
 }
 
 #[test]
+fn what_comes_at_once_for_a_connection_that_is_free_goes_the_short_way() {
+    let (mut queues, mut receiver) = (Queues::new(QueuePolicy::default()), Receiver::default());
+    // Two receives of 256 KiB, in a round in which the first 64 KiB are sent between them.
+    for round in 0..10 {
+        for n in 0..360 {
+            if n == 180 {
+                receiver.take(&mut queues, 64 << 10, at(round));
+            }
+            receiver.give(&mut queues, &data(7, n, 1400), at(round));
+        }
+        assert!(!receiver.queue.is_congested(), "round {round}");
+        while !receiver.take(&mut queues, 64 << 10, at(round)).is_empty() {}
+    }
+    receiver.give(&mut queues, &data(7, 0, 1400), at(10));
+    receiver.take(&mut queues, 64 << 10, at(10));
+    for n in 0..100 {
+        receiver.give(&mut queues, &data(7, n, 1400), at(11));
+    }
+    assert!(receiver.queue.is_congested(), "a send has been under way for a round");
+}
+
+#[test]
 fn the_fair_path_begins_above_the_high_mark_and_ends_when_it_is_empty() {
     let (mut queues, mut receiver) = (Queues::new(QueuePolicy::default()), Receiver::default());
     let mut changes = 0;
@@ -131,22 +155,22 @@ fn the_fair_path_begins_above_the_high_mark_and_ends_when_it_is_empty() {
         before = receiver.queue.is_congested();
     }
     assert_eq!(changes, 0, "a ripple below the mark changes nothing");
-    for n in 0..200 {
+    for n in 0..500 {
         receiver.give(&mut queues, &data(7, n, 1400), at(1000));
     }
     assert!(receiver.queue.is_congested());
-    assert!(receiver.backlog.queued() <= queues.policy().high);
+    assert!(receiver.backlog.queued() <= queues.policy().burst);
     let mut out = Vec::new();
     for ms in 1000..1100 {
-        receiver.give(&mut queues, &data(7, 200 + (ms - 1000) as u32, 1400), at(ms));
+        receiver.give(&mut queues, &data(7, 500 + (ms - 1000) as u32, 1400), at(ms));
         out.extend(
-            receiver.take(&mut queues, 5 * 1417, at(ms)).iter().map(|frame| source_and_number(frame).1),
+            receiver.take(&mut queues, 10 * 1417, at(ms)).iter().map(|frame| source_and_number(frame).1),
         );
         changes += usize::from(receiver.queue.is_congested() != before);
         before = receiver.queue.is_congested();
     }
     assert_eq!(changes, 2, "congested once, free again once");
-    assert_eq!(out, (0..300).collect::<Vec<_>>(), "and in order all the way");
+    assert_eq!(out, (0..600).collect::<Vec<_>>(), "and in order all the way");
 }
 
 #[test]
@@ -165,6 +189,32 @@ fn what_is_too_old_goes_frame_by_frame_and_a_standstill_is_noticed() {
     assert_eq!(out, (100..200).collect::<Vec<_>>());
     assert_eq!(queues.drops().of(DropReason::QueueAge), 100);
     assert!(!receiver.queue.is_congested());
+}
+
+#[test]
+fn many_receivers_that_take_nothing_get_no_more_memory_than_there_is_and_one_that_takes_is_served() {
+    let policy = QueuePolicy { max_total: 4 << 20, ..QueuePolicy::default() };
+    let mut queues = Queues::new(policy);
+    let mut deaf: Vec<Receiver> = (0..100).map(|_| Receiver::default()).collect();
+    let mut quick = Receiver::default();
+    let mut arrived = 0;
+    for n in 0..200 {
+        for receiver in &mut deaf {
+            receiver.give(&mut queues, &data(7, n, 1400), at(u64::from(n)));
+        }
+        receiver_round(&mut queues, &mut quick, n, &mut arrived);
+        assert!(queues.held() < 7 << 20, "{}", queues.held());
+    }
+    assert_eq!(arrived, 200);
+    for receiver in &mut deaf {
+        queues.discard(&mut receiver.queue, &mut receiver.backlog, DropReason::WriteError);
+    }
+    assert_eq!((queues.held(), queues.congested()), (0, 0));
+}
+
+fn receiver_round(queues: &mut Queues, receiver: &mut Receiver, n: u32, arrived: &mut usize) {
+    receiver.give(queues, &data(7, n, 1400), at(u64::from(n)));
+    *arrived += receiver.take(queues, usize::MAX, at(u64::from(n))).len();
 }
 
 #[test]
@@ -255,6 +305,7 @@ proptest! {
             max_age: Duration::from_millis(500),
             max_total: 60_000,
             high: 5_000,
+            burst: 8_000,
             low: 2_500,
         };
         let (mut queues, mut receiver) = (Queues::new(policy), Receiver::default());
@@ -286,7 +337,7 @@ proptest! {
                 Step::Wait(more) => ms += more,
                 Step::End => queues.discard(&mut receiver.queue, &mut receiver.backlog, DropReason::WriteError),
             }
-            prop_assert!(receiver.backlog.queued() <= policy.high.max(policy.low + 3017));
+            prop_assert!(receiver.backlog.queued() <= policy.burst.max(policy.low + 3017));
             prop_assert!(receiver.queue.queued() <= policy.max_bytes);
             prop_assert_eq!(queues.congested(), usize::from(receiver.queue.is_congested()));
             let dropped: u64 = queues.drops().iter().map(|(_, n)| n).sum();
