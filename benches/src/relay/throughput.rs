@@ -9,8 +9,8 @@ use super::setup::{Span, Traffic, pairs};
 
 /// After what is measured, for what is still on its way; on a machine that others use it may take so long.
 const DRAIN: Duration = Duration::from_secs(10);
-/// Frames on their way between all peers together, however many there are: the load is the same.
-const ON_THE_WAY: u64 = 2048;
+/// Frames on their way from one peer, two batches; and between all of them together, however many there are: as many as few peers' windows let.
+const PEER_WINDOW: u64 = 64;
 
 /// What is offered to a server.
 #[derive(Clone, Copy, Debug)]
@@ -61,16 +61,16 @@ pub(super) fn many_peers(
         let server = contender.start(bench.setting, true, 1)?;
         server.saying(|| {
             let mut engine = pairs(&server, bench.tls(true), 0, peers / 2, Traffic::batched(contender))?;
-            engine.set_budget(ON_THE_WAY);
-            engine.pace_all(Pace::Flood);
+            engine.set_budget(PEER_WINDOW * u64::from(few / 2));
+            engine.pace_all(Pace::Window(PEER_WINDOW));
             engine.run_for(bench.warm_up)?;
             let span = Span::watch(&mut engine, &server, bench.time)?;
             engine.drain(DRAIN)?;
             Ok((span, engine.missing()))
         })
     };
-    let (few, _) = with(few)?;
-    let (many, lost) = with(many)?;
-    let percent = many.frames_per_cpu_second() / few.frames_per_cpu_second() * 100.0;
-    Ok(vec![Sample::of(percent).busy(&many).lost(lost)])
+    let (base, _) = with(few)?;
+    let (span, lost) = with(many)?;
+    let percent = span.frames_per_cpu_second() / base.frames_per_cpu_second() * 100.0;
+    Ok(vec![Sample::of(percent).busy(&span).lost(lost)])
 }
