@@ -100,7 +100,9 @@ def test_stock_discovery_tells_a_linux_nat_by_our_answers(
     assert f"UDP reflexive addr: {outside.address}:" in said, said
 
 
-def test_who_asks_too_often_is_limited_and_no_answer_is_much_longer_than_its_question(hosts: tuple[Host, Host, Host]) -> None:
+def test_who_asks_too_often_is_limited_and_no_answer_is_much_longer_than_its_question(
+    hosts: tuple[Host, Host, Host],
+) -> None:
     server, client, _ = hosts
     with client.inside():
         ours = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

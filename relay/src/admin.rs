@@ -12,6 +12,8 @@ use axum::{Router, serve};
 use meshdp::engine::relay::{RelayHandle, RelayStats};
 use tokio::net::TcpListener;
 
+use crate::process;
+
 /// Listens; serving starts with [`run`].
 pub(crate) async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| {
@@ -32,7 +34,7 @@ pub(crate) async fn run(listener: TcpListener, relay: Arc<RelayHandle>) -> std::
 }
 
 async fn metrics(State(relay): State<Arc<RelayHandle>>) -> Response {
-    let text = stats(relay, false).await.map(|stats| stats.to_prometheus());
+    let text = stats(relay, false).await.map(|stats| stats.to_prometheus() + &process::to_prometheus());
     match text {
         Some(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
         None => StatusCode::INTERNAL_SERVER_ERROR.into_response(),

@@ -11,7 +11,7 @@ use crate::config::Settings;
 
 /// Descriptors besides connections: rings, listeners, logs, the link to the controller.
 const OTHER_FILES: u64 = 256;
-/// As many connections as a listener lets wait (`docs/operations.md` §9).
+/// As many connections as the engine's listeners let wait.
 const BACKLOG: u64 = 4096;
 /// One connection at 1 Gbit/s over a round trip of 30 ms.
 const TCP_BUFFER: u64 = 4 << 20;

@@ -10,6 +10,7 @@ mod bench;
 mod config;
 mod control;
 mod log;
+mod process;
 mod reload;
 mod run;
 

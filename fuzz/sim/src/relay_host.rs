@@ -98,7 +98,7 @@ impl RelayHost {
                     Command::Send { conn, frame } => tasks.push(Task::Send(conn, frame)),
                     Command::Close { conn, .. } | Command::Cut { conn } => tasks.push(Task::Close(conn)),
                     // Links of the simulation hold nothing back.
-                    Command::Discard { .. } => {}
+                    Command::Discard { .. } | Command::Welcome { .. } => {}
                     Command::Report(report) => {
                         self.hub.handle_worker(WorkerId(0), report, now);
                         moved = true;

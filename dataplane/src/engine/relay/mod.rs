@@ -89,6 +89,7 @@ struct Shared {
     changed: Condvar,
     clock: Clock,
     stopped: AtomicBool,
+    draining: AtomicBool,
     hurry: AtomicBool,
 }
 
@@ -186,6 +187,7 @@ impl RelayHandle {
             changed: Condvar::new(),
             clock,
             stopped: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
             hurry: AtomicBool::new(false),
         });
         let thread = hub_thread::HubThread::new(&shared, input, &config);
@@ -296,6 +298,7 @@ impl RelayHandle {
 
     /// Says GOAWAY to everyone, takes no more connections, and returns after `grace` or when nobody is left.
     pub fn drain(&self, grace: Duration) {
+        self.shared.draining.store(true, Ordering::Relaxed);
         for mailbox in &self.shared.mailboxes {
             mailbox.post(ToShell::StopListening);
         }
@@ -354,6 +357,7 @@ impl RelayHandle {
         let hub = self.shared.hub();
         RelayStats {
             relay_id: hub.relay_id(),
+            draining: self.shared.draining.load(Ordering::Relaxed),
             ready: hub.is_ready(),
             in_grace: hub.in_grace(),
             config_version: hub.version(),

@@ -69,6 +69,8 @@ pub struct WorkerStats {
 pub struct RelayStats {
     /// Who it is; 0 while unknown.
     pub relay_id: RelayId,
+    /// Whether it has said GOAWAY.
+    pub draining: bool,
     /// Whether sign-ins can succeed.
     pub ready: bool,
     /// Whether the controller is away and tokens last longer.
@@ -89,6 +91,16 @@ impl RelayStats {
     /// In the Prometheus text format.
     pub fn to_prometheus(&self) -> String {
         let mut text = Text(String::new());
+        text.gauge(
+            "edgelink_relay_info",
+            "Always 1; the labels say which relay and version this is.",
+            [(format!("relay=\"{}\",version=\"{}\"", self.relay_id, env!("CARGO_PKG_VERSION")), 1.0)],
+        );
+        text.gauge(
+            "edgelink_relay_draining",
+            "Whether it has told nodes to move and is about to stop.",
+            [("", f64::from(u8::from(self.draining)))],
+        );
         text.gauge(
             "edgelink_relay_ready",
             "Whether sign-ins can succeed.",

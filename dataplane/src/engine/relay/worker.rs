@@ -20,11 +20,11 @@ use std::time::Duration;
 use rand_chacha::ChaCha20Rng;
 use rand_core::RngCore;
 
-use super::HubInput;
 use super::clock::Clock;
 use super::dial::Dialled;
 use super::lane::{LaneReceiver, LaneSender};
 use super::stats::{QueuedConnection, WorkerStats};
+use super::{HubInput, MAX_MESSAGE};
 use crate::engine::connection::{Connection, Incoming};
 use crate::engine::driver::{Driver, Event, RecvBuffer, Token, Waker};
 use crate::packet::pool::Pool;
@@ -292,8 +292,8 @@ impl<D: Driver> Shell<D> {
         let bytes = driver.bytes(buffer).get_mut(start..).unwrap_or_default();
         let outcome = connection.receive_some(bytes, FLUSH_AFTER, &mut |incoming| match incoming {
             Incoming::Message(message) => {
-                machine.handle_message(conn, message, now, |verdict, frame| {
-                    outputs.deliver(verdict, frame, now.instant);
+                machine.handle_runs(conn, message, now, |verdict, frames| {
+                    outputs.deliver(verdict, frames, now.instant);
                 });
             }
             Incoming::Upgraded(request) => {
@@ -349,6 +349,11 @@ impl<D: Driver> Shell<D> {
                     }
                 }
                 Command::Discard { conn, reason } => self.outputs.discard(conn.0 as usize, reason),
+                Command::Welcome { conn } => {
+                    if let Some(peer) = self.peers.get_mut(conn.0 as usize).and_then(Option::as_mut) {
+                        peer.connection.set_max_message(MAX_MESSAGE);
+                    }
+                }
                 Command::Cut { conn } => {
                     if let Some(token) = self.token_of(conn) {
                         self.driver.close(token);

@@ -6,7 +6,7 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::ServerName;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, InsufficientSizeError, UnbufferedStatus};
-use rustls::{ClientConfig, Error, ServerConfig};
+use rustls::{ClientConfig, CommonState, Error, ServerConfig};
 
 use super::record::{Records, Schedule};
 
@@ -80,10 +80,12 @@ impl Handshake {
     pub(super) fn into_records(self) -> Result<Records, Error> {
         match self.session {
             Session::Server(connection) => {
+                tell(&connection);
                 let (secrets, schedule) = connection.dangerous_into_kernel_connection()?;
                 Records::new(secrets, Schedule::Server(schedule))
             }
             Session::Client(connection) => {
+                tell(&connection);
                 let (secrets, schedule) = connection.dangerous_into_kernel_connection()?;
                 Records::new(secrets, Schedule::Client(schedule))
             }
@@ -150,6 +152,13 @@ impl Handshake {
             }
         }
     }
+}
+
+/// What was agreed, to the log.
+fn tell(connection: &CommonState) {
+    let group = connection.negotiated_key_exchange_group().map(|group| group.name());
+    let suite = connection.negotiated_cipher_suite().map(|suite| suite.suite());
+    tracing::debug!(?group, ?suite, kind = ?connection.handshake_kind(), "TLS handshake is done");
 }
 
 fn secrets_extractable(enabled: bool) -> Result<(), Error> {

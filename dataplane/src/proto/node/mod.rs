@@ -46,7 +46,7 @@ use crate::proto::crypto::suite::CipherOffer;
 use crate::proto::drop_reason::DropCounters;
 use crate::proto::id::{NetworkId, NodeId, RelayId, SessionIndex};
 use crate::proto::path::backoff::jitter;
-use crate::proto::path::choice::{Path, Usable};
+use crate::proto::path::choice::{Advice, Path, Usable};
 use crate::proto::routing::source::AllowedAddresses;
 use crate::proto::routing::table::PeerKey;
 use crate::proto::time::{Instant, Now};
@@ -270,7 +270,13 @@ impl Node {
             .map(|(avoided, draining)| usable(avoided, draining))
             .find(|usable| !usable.is_empty())
             .unwrap_or_default();
-        let advice = peer.advice;
+        // Nor by way of a relay that is about to stop.
+        let stays = |path: &Path| {
+            let via = path.via.and_then(|via| self.relays.get(&via)).and_then(Connection::opened);
+            via.is_none_or(|open| !open.draining)
+        };
+        let advice =
+            Advice { best: peer.advice.best.filter(stays), second: peer.advice.second.filter(stays) };
         if !peer.path.update(&usable, advice, now) {
             return;
         }

@@ -233,6 +233,7 @@ impl Hub {
                 }
                 self.all(ToWorker::LinkAt { relay, worker, serial });
             }
+            FromWorker::LinkLeaving { relay, serial } => self.all(ToWorker::LinkLeaving { relay, serial }),
             FromWorker::LinkDown { relay, serial } => {
                 self.mesh.link_down(relay, serial, now.instant);
                 self.all(ToWorker::LinkGone { relay, serial });

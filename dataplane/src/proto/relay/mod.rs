@@ -201,6 +201,13 @@ pub enum ToWorker {
         /// Which link.
         serial: LinkSerial,
     },
+    /// The relay at its other end is about to stop: what can go another way does.
+    LinkLeaving {
+        /// Which relay.
+        relay: RelayId,
+        /// Which link.
+        serial: LinkSerial,
+    },
     /// Replaced by another link, or its relay was removed: close it.
     CloseLink {
         /// Which relay.
@@ -234,6 +241,13 @@ pub enum FromWorker {
     },
     /// A mesh link is authenticated.
     LinkUp {
+        /// With whom.
+        relay: RelayId,
+        /// Which.
+        serial: LinkSerial,
+    },
+    /// Its other end said GOAWAY.
+    LinkLeaving {
         /// With whom.
         relay: RelayId,
         /// Which.

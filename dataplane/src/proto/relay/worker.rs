@@ -32,13 +32,16 @@ use crate::proto::id::{IdMap, NetworkId, NodeId, RelayId};
 use crate::proto::time::{Instant, Now, UnixTime};
 use crate::proto::token::TokenVerifier;
 use crate::proto::token::revocation::RevocationList;
-use crate::proto::wire::control::{ErrorMessage, GoAway, Secret, to_payload};
+use crate::proto::wire::control::{ErrorMessage, GoAway, Secret, parse, to_payload};
 use crate::proto::wire::frame::{Flags, Frame, FrameType, Frames, MAX_PING, write_frame};
 use crate::proto::wire::reassembly::Reassembler;
 pub use api::{Command, ConnectionInfo, Counters, LinkInfo, Purpose, Refusal};
 
 /// The longest control message from a node or relay: an AUTH_REQUEST with the longest token, three times over.
 const MAX_CONTROL: usize = 16 << 10;
+/// The longest WebSocket message of somebody who has not signed in: a control message, and a PING or two. Many strangers may each send all but the
+/// end of one.
+pub const MAX_STRANGERS_MESSAGE: usize = 2 * MAX_CONTROL;
 /// Networks that drops are counted for one by one; those beyond share the last counter.
 const MAX_COUNTED_NETWORKS: usize = 1024;
 
@@ -62,6 +65,8 @@ pub struct Worker {
     calendar: Calendar,
     mesh_tokens: Arc<BTreeMap<RelayId, Secret>>,
     links: IdMap<RelayId, LinkPlace>,
+    /// Of these, such as lead to a relay that is about to stop.
+    leaving: IdMap<RelayId, LinkSerial>,
     next_serial: u64,
     /// Each connection has one timer at most; its moment is in [`Conn::timer`] too.
     timers: BTreeSet<(Instant, ConnId)>,
@@ -127,6 +132,14 @@ enum LinkPlace {
     Worker(WorkerId, LinkSerial),
 }
 
+impl LinkPlace {
+    const fn serial(self) -> LinkSerial {
+        match self {
+            Self::Here(_, serial) | Self::Worker(_, serial) => serial,
+        }
+    }
+}
+
 impl Worker {
     /// Without keys: until the hub says who this relay is, sign-ins are answered with 4002.
     pub fn new(id: WorkerId, limits: Limits) -> Self {
@@ -148,6 +161,7 @@ impl Worker {
             calendar: Calendar::default(),
             mesh_tokens: Arc::default(),
             links: IdMap::default(),
+            leaving: IdMap::default(),
             next_serial: 0,
             timers: BTreeSet::new(),
             commands: VecDeque::new(),
@@ -206,24 +220,9 @@ impl Worker {
         now: Now,
         mut forward: impl FnMut(Verdict, &[u8]),
     ) {
-        self.link_heard(conn, now.instant);
-        for frame in Frames::new(message) {
-            let handled = frame.and_then(|frame| {
-                if frame.header.kind.is_routed() {
-                    self.forward(conn, frame.bytes, now.instant, &mut forward)
-                } else if frame.header.kind == FrameType::Via {
-                    self.forward_via(conn, frame, now.instant, &mut forward)
-                } else {
-                    self.handle_frame(conn, frame, now)
-                }
-            });
-            if let Err(error) = handled {
-                self.fail(conn, error.code(), error.to_string(), None);
-            }
-            if self.conn(conn).is_none() {
-                return;
-            }
-        }
+        self.handle_runs(conn, message, now, |verdict, run| {
+            Frames::new(run).flatten().for_each(|frame| forward(verdict, frame.bytes));
+        });
     }
 
     /// The shell dropped frames itself (queues).
@@ -337,6 +336,16 @@ impl Worker {
             }
             (FrameType::Pong, Role::Mesh(_)) => {
                 self.pong(conn, frame.payload(), now.instant);
+                Ok(())
+            }
+            (FrameType::GoAway, Role::Mesh(link)) => {
+                let drains = parse::<GoAway>(FrameType::GoAway, frame.payload())
+                    .is_ok_and(|message| message.reason == "drain");
+                let (relay, serial) = (link.relay, link.serial);
+                if drains {
+                    self.leaving.insert(relay, serial);
+                    self.report(FromWorker::LinkLeaving { relay, serial });
+                }
                 Ok(())
             }
             // A node may keep its connection alive with either; what it says about its own troubles needs no answer.

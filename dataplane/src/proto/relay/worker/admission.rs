@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use super::api::Command;
 use super::{Conn, MAX_CONTROL, Refusal, Role, Worker};
 use crate::proto::relay::ConnId;
 use crate::proto::relay::error_limit::ErrorLimit;
@@ -130,6 +131,9 @@ impl Worker {
         self.unauthenticated = if is { self.unauthenticated - 1 } else { self.unauthenticated + 1 };
         if let Some(address) = self.conn(conn).and_then(|state| state.address) {
             self.addresses.authenticated(address, is);
+        }
+        if is {
+            self.commands.push_back(Command::Welcome { conn });
         }
     }
 }

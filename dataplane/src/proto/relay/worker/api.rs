@@ -102,6 +102,11 @@ pub enum Command {
         /// To be counted as.
         reason: DropReason,
     },
+    /// It has authenticated something: messages may be as long as they get. Before, [`super::MAX_STRANGERS_MESSAGE`] is enough.
+    Welcome {
+        /// Which.
+        conn: ConnId,
+    },
     /// End it at once, without a word; the machine has forgotten it already.
     Cut {
         /// Which.

@@ -56,7 +56,14 @@ impl Worker {
                     self.links.insert(*relay, LinkPlace::Worker(*worker, *serial));
                 }
             }
+            ToWorker::LinkLeaving { relay, serial } => {
+                let known = self.links.get(relay).map(|place| place.serial());
+                if known == Some(*serial) {
+                    self.leaving.insert(*relay, *serial);
+                }
+            }
             ToWorker::LinkGone { relay, serial } => {
+                self.stays(*relay, *serial);
                 if matches!(self.links.get(relay), Some(LinkPlace::Worker(_, known)) if known == serial) {
                     self.links.remove(relay);
                 }

@@ -99,7 +99,21 @@ impl Worker {
         if self.links.get(&relay) == Some(&LinkPlace::Here(conn, serial)) {
             self.links.remove(&relay);
         }
+        self.stays(relay, serial);
         self.report(FromWorker::LinkDown { relay, serial });
+    }
+
+    /// The link that was about to end has ended.
+    pub(super) fn stays(&mut self, relay: RelayId, ended: LinkSerial) {
+        if self.leaving.get(&relay) == Some(&ended) {
+            self.leaving.remove(&relay);
+        }
+    }
+
+    /// Whether frames to `relay` should go another way, if there is one.
+    pub(super) fn leaves(&self, relay: RelayId) -> bool {
+        let Some(place) = self.links.get(&relay) else { return false };
+        self.leaving.get(&relay) == Some(&place.serial())
     }
 
     /// The link's timer: gives up, pings, or waits.
