@@ -59,7 +59,7 @@ impl QueuePolicy {
         self.burst + 2 * MAX_FRAME
     }
 
-    /// What a backlog may have when memory is short: enough for who takes it at once.
+    /// What a backlog may have when memory is short or the line slow: enough for who takes it at once.
     fn little(&self) -> usize {
         self.low / 4
     }
@@ -74,15 +74,15 @@ impl QueuePolicy {
 pub trait Backlog {
     /// Bytes of data that wait.
     fn queued(&self) -> usize;
-    /// Room for a frame of that length that arrived at `at`, to be written and then made to count by [`Self::commit`]; `None` when there is none.
-    fn reserve(&mut self, len: usize, at: Instant) -> Option<&mut [u8]>;
+    /// Room for a frame of that length to be written and then made to count by [`Self::commit`]; `None` when there is none.
+    fn reserve(&mut self, len: usize, now: Instant) -> Option<&mut [u8]>;
     /// Counts what was reserved as that many frames.
     fn commit(&mut self, len: usize, frames: usize);
     /// Appends a frame that goes before all data. Whether there was room.
     fn push_urgent(&mut self, frame: &[u8], now: Instant) -> bool;
     /// Drops the oldest data (one frame or several); how many frames, 0 when there is none.
     fn drop_oldest(&mut self) -> usize;
-    /// Drops data from before `before`; how many frames.
+    /// Drops data that was put in before `before`; how many frames.
     fn drop_older_than(&mut self, before: Instant) -> usize;
 }
 
@@ -106,6 +106,8 @@ pub struct Queue {
     probe: Option<Probe>,
     /// Since when the last send is under way.
     sending: Option<Instant>,
+    /// Bytes of it.
+    batch: usize,
     handshakes: TokenBucket,
     dropped: u64,
 }
@@ -282,14 +284,14 @@ impl Queues {
 
     /// Before the next bytes are taken out of the backlog, the last send being done: what has waited too long goes, and those whose turn it is move up.
     pub fn refill(&mut self, queue: &mut Queue, backlog: &mut impl Backlog, now: Instant) {
-        queue.sending = None;
+        let took = queue.sending.take().map_or(Duration::ZERO, |since| now - since);
         let before = now.before(self.policy.max_age);
         if let Some(before) = before.filter(|_| backlog.queued() > 0) {
             let frames = backlog.drop_older_than(before) as u64;
             queue.dropped += frames;
             self.drops.add(DropReason::QueueAge, frames);
         }
-        let low = if self.is_short_of_memory() { self.policy.little() } else { self.policy.low };
+        let low = self.fill(queue.batch, took);
         let Some(fair) = &mut queue.fair else { return self.restage(queue, backlog) };
         while backlog.queued() < low {
             let Some(head) = fair.front() else { break };
@@ -299,7 +301,8 @@ impl Queues {
                 self.drops.count(DropReason::QueueAge);
                 continue;
             }
-            let Some(room) = backlog.reserve(head.len, head.at) else { break };
+            // Its age begins anew: a few old frames must not take others with them.
+            let Some(room) = backlog.reserve(head.len, now) else { break };
             fair.pop(room, &mut self.stock);
             backlog.commit(head.len, 1);
             queue.pushed += head.len as u64;
@@ -313,6 +316,7 @@ impl Queues {
     /// Bytes were taken out of the backlog and are being sent.
     pub fn sent(&mut self, queue: &mut Queue, backlog: &impl Backlog, now: Instant) {
         queue.sending = Some(now);
+        queue.batch = queue.staged.saturating_sub(backlog.queued());
         self.restage(queue, backlog);
         let Some(probe) = queue.probe else { return };
         let left = backlog.queued() as u64;
@@ -339,6 +343,20 @@ impl Queues {
         queue.probe = None;
         queue.dropped += frames as u64;
         self.drops.add(reason, frames as u64);
+    }
+
+    /// How far a backlog is refilled after a send of `batch` bytes that took so long. A slow line gets less at a time: what is in the backlog has had its
+    /// turn, and goes as a whole when it grows old there.
+    fn fill(&self, batch: usize, took: Duration) -> usize {
+        let QueuePolicy { low, .. } = self.policy;
+        let (little, time) = (self.policy.little(), self.policy.stall().as_micros());
+        if self.is_short_of_memory() {
+            return little;
+        }
+        match (batch as u128 * time).checked_div(took.as_micros()) {
+            Some(bytes) => usize::try_from(bytes).unwrap_or(low).clamp(little, low),
+            None => low,
+        }
     }
 
     fn is_short_of_memory(&self) -> bool {

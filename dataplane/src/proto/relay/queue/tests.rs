@@ -218,6 +218,31 @@ fn receiver_round(queues: &mut Queues, receiver: &mut Receiver, n: u32, arrived:
 }
 
 #[test]
+fn over_a_slow_line_frames_are_dropped_by_their_own_age_and_a_sparse_source_loses_none() {
+    let (mut queues, mut receiver) = (Queues::new(QueuePolicy::default()), Receiver::default());
+    // 2 Mbit/s; source 7 sends five times that, source 8 a packet each 20 ms. The outgoing buffer is busy for as long as its bytes take.
+    let (mut busy_until, mut arrived, mut worst) = (0, BTreeMap::<u32, usize>::new(), 0);
+    for ms in 0..20_000u64 {
+        receiver.give(&mut queues, &data(7, ms as u32, 1233), at(ms));
+        if ms % 20 == 0 {
+            receiver.give(&mut queues, &data(8, ms as u32, 100), at(ms));
+        }
+        if ms >= busy_until {
+            let out = receiver.take(&mut queues, 64 << 10, at(ms));
+            busy_until = ms + out.iter().map(Vec::len).sum::<usize>() as u64 / 250;
+            for frame in out {
+                let (source, number) = source_and_number(&frame);
+                *arrived.entry(source).or_default() += 1;
+                worst = worst.max(ms - u64::from(number));
+            }
+        }
+    }
+    assert!(arrived[&8] >= 985, "a thousand were sent: {arrived:?}");
+    assert!(arrived[&7] >= 3_600, "the line was used: {arrived:?}");
+    assert!(worst <= 1_200, "{worst} ms");
+}
+
+#[test]
 fn handshakes_overtake_data_until_somebody_floods_with_them() {
     let (mut queues, mut receiver) = (Queues::new(QueuePolicy::default()), Receiver::default());
     for n in 0..500 {
