@@ -45,7 +45,7 @@ fn a_proxy_header_that_is_wrong_ends_the_connection_and_one_that_never_ends_is_c
         ("a version 3", v2(0x31, 0x11, &GOOD)),
         ("a command that does not exist", v2(0x2f, 0x11, &GOOD)),
         ("addresses that are cut", v2(0x21, 0x11, &GOOD[..11])),
-        ("64 KiB of extensions", v2(0x21, 0x11, &[7; 65_535])),
+        ("64 KiB of extensions", v2(0x21, 0x11, &vec![7; 65_535])),
         ("two headers", good.repeat(2)),
     ] {
         let mut raw = Raw::connect(at);
