@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::report::{Report, number};
+use crate::report::{Report, Row, number};
 
 const WIDTH: f64 = 860.0;
 const MARGIN: f64 = 16.0;
@@ -16,10 +16,11 @@ const TITLE: f64 = 52.0;
 const OURS: &str = "#1f6f8b";
 const RIVAL: &str = "#b9c0c7";
 
-/// One group of bars per row, each scaled to its longest; whiskers from least to most.
-pub(crate) fn svg(report: &Report) -> String {
-    let bars: usize = report.rows.iter().map(|row| row.measurements.len()).sum();
-    let height = TITLE + report.rows.len() as f64 * (HEADING + GAP) + bars as f64 * BAR + MARGIN;
+/// One group of bars per row that is `shown`, each scaled to its longest; whiskers from least to most.
+pub(crate) fn svg(report: &Report, shown: impl Fn(&Row) -> bool) -> String {
+    let rows: Vec<&Row> = report.rows.iter().filter(|row| shown(row)).collect();
+    let bars: usize = rows.iter().map(|row| row.measurements.len()).sum();
+    let height = TITLE + rows.len() as f64 * (HEADING + GAP) + bars as f64 * BAR + MARGIN;
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" \
          font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
@@ -31,8 +32,8 @@ pub(crate) fn svg(report: &Report) -> String {
     );
     text(&mut out, MARGIN, 40.0, "start", "11", &about);
     let mut y = TITLE;
-    for row in &report.rows {
-        text(&mut out, MARGIN, y + 16.0, "start", "13", &format!("{} ({})", row.what, row.unit));
+    for row in rows {
+        text(&mut out, MARGIN, y + 16.0, "start", "13", &heading(row));
         y += HEADING;
         let longest = row.measurements.iter().map(|one| one.value.most).fold(f64::MIN_POSITIVE, f64::max);
         let scale = (WIDTH - LABEL - FIGURE - MARGIN) / longest;
@@ -63,6 +64,10 @@ pub(crate) fn svg(report: &Report) -> String {
     out
 }
 
+fn heading(row: &Row) -> String {
+    if row.unit.is_empty() { row.what.to_owned() } else { format!("{} ({})", row.what, row.unit) }
+}
+
 fn text(out: &mut String, x: f64, y: f64, anchor: &str, size: &str, content: &str) {
     let escaped = content.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     let _ = writeln!(
@@ -78,9 +83,10 @@ mod tests {
 
     #[test]
     fn each_measurement_has_a_bar_and_markup_is_escaped() {
-        let svg = svg(&example());
+        let svg = svg(&example(), |_| true);
         assert_eq!(svg.matches("<rect x=").count(), 2);
         assert!(svg.contains("Some &lt;Xeon&gt; &amp; co"));
+        assert_eq!(self::svg(&example(), |_| false).matches("<rect x=").count(), 0);
         assert_eq!(svg.matches("<text").count(), svg.matches("</text>").count());
     }
 
@@ -88,6 +94,6 @@ mod tests {
     fn a_report_without_rows_is_still_a_picture() {
         let mut report = example();
         report.rows.clear();
-        assert!(svg(&report).ends_with("</svg>\n"));
+        assert!(svg(&report, |_| true).ends_with("</svg>\n"));
     }
 }

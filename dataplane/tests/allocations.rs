@@ -273,7 +273,7 @@ impl Backlog for OneSend {
     fn reserve(&mut self, len: usize, _: Instant) -> Option<&mut [u8]> {
         self.bytes.get_mut(self.filled..self.filled + len)
     }
-    fn commit(&mut self, len: usize) {
+    fn commit(&mut self, len: usize, _: usize) {
         self.filled += len;
     }
     fn push_urgent(&mut self, _: &[u8], _: Instant) -> bool {

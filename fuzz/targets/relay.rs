@@ -266,7 +266,7 @@ impl World {
                             assert!(Frames::new(&frame).all(|frame| frame.is_ok()), "whole frames");
                         }
                         Command::Close { code, .. } => assert!(code >= 1000),
-                        Command::Discard { .. } => {}
+                        Command::Discard { .. } | Command::Welcome { .. } | Command::Cut { .. } => {}
                         Command::Report(report) => {
                             self.hub.handle_worker(WorkerId(index as u16), report, self.now);
                         }

@@ -79,6 +79,7 @@ async fn an_address_has_its_share_of_connections_and_no_more() {
     // Two workers with half as many again each, because the system does not spread connections evenly.
     assert!((3..=10).contains(&nodes.len()), "{}", nodes.len());
     assert!(refused >= 13);
+    assert_eq!(relay.metric("edgelink_relay_refusals_total{reason=\"address_connections\"}"), refused);
     drop(nodes);
     let until = Instant::now() + PATIENCE;
     loop {

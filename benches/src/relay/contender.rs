@@ -115,8 +115,7 @@ impl Contender {
     /// Whether it can be had without TLS.
     pub(super) fn without_tls(&self) -> bool {
         match &self.kind {
-            Kind::Edgelink { .. } | Kind::Plain { .. } => true,
-            Kind::Iroh { .. } => false,
+            Kind::Edgelink { .. } | Kind::Plain { .. } | Kind::Iroh { .. } => true,
             Kind::Hook(hook) => hook.without_tls,
         }
     }
@@ -126,7 +125,7 @@ impl Contender {
         match &self.kind {
             Kind::Edgelink { binary, driver } => start_edgelink(setting, tls, binary, driver, workers),
             Kind::Plain { flush_each } => start_plain(setting, tls, *flush_each),
-            Kind::Iroh { binary } => start_iroh(setting, binary),
+            Kind::Iroh { binary } => start_iroh(setting, tls, binary),
             Kind::Hook(hook) => start_hook(setting, hook, tls),
         }
         .with_context(|| format!("cannot start {}", self.name))
@@ -249,22 +248,24 @@ fn start_plain(setting: &Setting, tls: bool, flush_each: bool) -> anyhow::Result
     Ok(Running { process, address, dialect: Dialect::Edgelink, tokens: Tokens::Id })
 }
 
-/// Its own binary as published, without limits. It opens a second port, for HTTP.
-fn start_iroh(setting: &Setting, binary: &Path) -> anyhow::Result<Running> {
-    let (address, http) = (free_port()?, free_port()?);
-    let tls = toml::toml! {
-        cert_mode = "Manual"
-        https_bind_addr = (address.to_string())
-    };
+/// Its own binary as published, without limits. With TLS it opens a second port, for plain HTTP.
+fn start_iroh(setting: &Setting, tls: bool, binary: &Path) -> anyhow::Result<Running> {
+    let address = free_port()?;
     let mut config = toml::Table::new();
-    let mut tls = tls;
-    for (name, file) in [("manual_cert_path", &setting.certificate), ("manual_key_path", &setting.key)] {
-        tls.insert(name.to_owned(), file.display().to_string().into());
-    }
-    config.insert("http_bind_addr".to_owned(), http.to_string().into());
     config.insert("enable_quic_addr_discovery".to_owned(), false.into());
     config.insert("enable_metrics".to_owned(), false.into());
-    config.insert("tls".to_owned(), tls.into());
+    let http = if tls { free_port()? } else { address };
+    config.insert("http_bind_addr".to_owned(), http.to_string().into());
+    if tls {
+        let values = [
+            ("cert_mode", "Manual".to_owned()),
+            ("https_bind_addr", address.to_string()),
+            ("manual_cert_path", setting.certificate.display().to_string()),
+            ("manual_key_path", setting.key.display().to_string()),
+        ];
+        let values = values.map(|(name, value)| (name.to_owned(), value.into()));
+        config.insert("tls".to_owned(), toml::Table::from_iter(values).into());
+    }
     let file = setting.folder.join("iroh-relay.toml");
     fs::write(&file, config.to_string())?;
     let mut command = Command::new(binary);

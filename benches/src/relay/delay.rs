@@ -24,8 +24,6 @@ const LOADERS: u32 = 16;
 const LOADERS_FROM: u32 = 1000;
 /// Of the load, percent.
 const LEVELS: [u32; 2] = [50, 150];
-/// Each level's turns in a round.
-const TURNS: usize = 2;
 /// How often a full load is measured.
 const PEAKS: usize = 3;
 
@@ -81,15 +79,13 @@ pub(super) fn under_load(
         let mut last = None;
         let load = std::thread::scope(|scope| {
             let load = Background::run(scope, load);
-            for _ in 0..TURNS {
-                for (level, delays) in LEVELS.iter().zip(&mut delays) {
-                    let rate = full * f64::from(*level) / 100.0;
-                    load.pace_all(Pace::Every(interval(rate, LOADERS as usize, 32)))?;
-                    probes.run_for(bench.warm_up)?;
-                    probes.delays.clear();
-                    last = Some(Span::watch(&mut probes, &server, bench.time)?);
-                    delays.append(&mut probes.delays);
-                }
+            for (level, delays) in LEVELS.iter().zip(&mut delays) {
+                let rate = full * f64::from(*level) / 100.0;
+                load.pace_all(Pace::Every(interval(rate, LOADERS as usize, 32)))?;
+                probes.run_for(bench.warm_up)?;
+                probes.delays.clear();
+                last = Some(Span::watch(&mut probes, &server, bench.time)?);
+                delays.append(&mut probes.delays);
             }
             load.end()
         })?;

@@ -16,6 +16,8 @@ use super::engine::{Engine, Flow, Pace};
 use super::receiver::Receiver;
 use crate::process::{own_cpu, work_when_idle};
 
+/// For the first frame.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Commands to a load in the background are noticed after so long.
 const TURN: Duration = Duration::from_millis(5);
 
@@ -85,11 +87,13 @@ pub(super) struct Span {
 }
 
 impl Span {
-    /// Runs `engine` for `time` and watches.
+    /// Runs `engine` for `time`, or until there is something to tell, and watches.
     pub(super) fn watch(engine: &mut Engine, server: &Running, time: Duration) -> anyhow::Result<Self> {
         let (from, frames, server_cpu, client_cpu) =
             (Instant::now(), engine.received(), server.process.cpu()?, own_cpu()?);
         engine.run_for(time)?;
+        // Somebody else may have had the cores.
+        engine.run_until(from + time + PATIENCE, |engine| engine.received() > frames)?;
         let span = Self {
             frames: engine.received() - frames,
             wall: from.elapsed(),

@@ -317,6 +317,14 @@ impl Connection {
         }
     }
 
+    /// The longest message accepted from now on.
+    pub fn set_max_message(&mut self, bytes: usize) {
+        self.stream.max_message = bytes;
+        if let Phase::Open(reader) = &mut self.stream.phase {
+            reader.set_max_message(bytes);
+        }
+    }
+
     /// Whether the upgrade is done and the connection not closed: only then does [`Connection::take_output`] take from the outbox.
     pub fn is_open(&self) -> bool {
         matches!(self.stream.phase, Phase::Open(_)) && matches!(self.stream.close, Close::No)

@@ -141,9 +141,14 @@ impl Outbox {
 
     /// Counts the first `len` bytes of the last [`Outbox::reserve`] as a frame.
     pub fn commit(&mut self, len: usize) {
+        self.commit_frames(len, 1);
+    }
+
+    /// The same, as `frames` frames.
+    pub fn commit_frames(&mut self, len: usize, frames: usize) {
         if let Some(chunk) = self.chunks.back_mut() {
             chunk.buffer.grow(len);
-            chunk.frames += 1;
+            chunk.frames += frames;
             self.queued += len;
         }
     }

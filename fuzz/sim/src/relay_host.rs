@@ -7,7 +7,7 @@ use meshdp::proto::relay::hub::{Hub, HubCommand, Settings};
 use meshdp::proto::relay::mesh::Dial;
 use meshdp::proto::relay::worker::{Command, Worker};
 use meshdp::proto::relay::{ConnId, Limits, WorkerId};
-use meshdp::proto::time::{Instant, Now};
+use meshdp::proto::time::{Instant, Now, UnixTime};
 use meshdp::proto::wire::control::Secret;
 use meshdp::proto::wire::control::server::ServerRegister;
 use meshdp::proto::wire::frame::FrameType;
@@ -34,6 +34,8 @@ pub struct RelayHost {
     pub hub: Hub,
     /// Its one worker.
     pub worker: Worker,
+    /// Seconds by which its calendar is ahead of everyone else's.
+    pub clock_error: i64,
     /// Connection numbers, by what the worker calls them.
     pub connections: BTreeMap<ConnId, u64>,
     next: u32,
@@ -64,11 +66,18 @@ impl RelayHost {
         };
         Self {
             up: true,
+            clock_error: 0,
             hub: Hub::new(settings, None, rng, now).expect("no keys are configured"),
             worker: Worker::new(WorkerId(0), Limits::default()),
             connections: BTreeMap::new(),
             next: 0,
         }
+    }
+
+    /// What its clocks show.
+    pub fn clocks(&self, now: Now) -> Now {
+        let unix = now.unix.as_secs().saturating_add_signed(self.clock_error);
+        Now { unix: UnixTime::from_secs(unix), ..now }
     }
 
     /// A name for a connection that comes.
@@ -79,6 +88,7 @@ impl RelayHost {
 
     /// What is to be done, until nothing is.
     pub fn tasks(&mut self, now: Now) -> Vec<Task> {
+        let now = self.clocks(now);
         let mut tasks = Vec::new();
         loop {
             let before = tasks.len();
@@ -88,7 +98,7 @@ impl RelayHost {
                     Command::Send { conn, frame } => tasks.push(Task::Send(conn, frame)),
                     Command::Close { conn, .. } | Command::Cut { conn } => tasks.push(Task::Close(conn)),
                     // Links of the simulation hold nothing back.
-                    Command::Discard { .. } => {}
+                    Command::Discard { .. } | Command::Welcome { .. } => {}
                     Command::Report(report) => {
                         self.hub.handle_worker(WorkerId(0), report, now);
                         moved = true;

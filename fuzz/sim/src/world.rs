@@ -192,6 +192,27 @@ impl World {
         self.register_relay(relay);
     }
 
+    /// The controller is gone: it says and hears nothing.
+    pub fn lose_controller(&mut self) {
+        self.controller_up = false;
+    }
+
+    /// It is back: relays and machines sign in anew.
+    pub fn find_controller(&mut self) {
+        self.controller_up = true;
+        for relay in self.relays.keys().copied().collect::<Vec<_>>() {
+            self.register_relay(relay);
+        }
+        self.everyone_anew();
+    }
+
+    /// A relay's calendar jumps by so many seconds.
+    pub fn jump(&mut self, relay: RelayId, seconds: i64) {
+        if let Some(host) = self.relays.get_mut(&relay) {
+            host.clock_error += seconds;
+        }
+    }
+
     /// From now on nothing passes on a relay's connections, and nobody is told.
     pub fn swallow(&mut self, relay: RelayId) {
         for connection in self.connections.values_mut() {
@@ -370,7 +391,7 @@ impl World {
         for relay in self.relays.keys().copied().collect::<Vec<_>>() {
             let Some(host) = self.relays.get_mut(&relay).filter(|host| host.up) else { continue };
             if host.poll_timeout().is_some_and(|at| at <= now) {
-                host.worker.handle_timeout(self.now);
+                host.worker.handle_timeout(host.clocks(self.now));
                 self.drain_relay(relay);
             }
         }
@@ -402,9 +423,8 @@ impl World {
             }
             Happening::ControllerToRelay { relay, kind, payload } => {
                 if let Some(host) = self.relays.get_mut(&relay).filter(|host| host.up) {
-                    host.hub
-                        .handle_control(kind, &payload, self.now)
-                        .expect("the controller speaks the protocol");
+                    let now = host.clocks(self.now);
+                    host.hub.handle_control(kind, &payload, now).expect("the controller speaks the protocol");
                     self.drain_relay(relay);
                 }
             }

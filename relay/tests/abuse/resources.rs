@@ -196,3 +196,22 @@ async fn a_state_directory_that_cannot_be_written_disturbs_nobody() {
     Raw::node(siege.relay.data, 51, 1);
     siege.lift();
 }
+
+#[test]
+fn killed_it_can_start_again_at_once_on_its_port() {
+    let directory = tempfile::tempdir().unwrap();
+    // An address that no client has.
+    let at = |address: &str| {
+        standalone(1, "")
+            .replace("id = 1\nlisten = \"127.0.0.1:0\"", &format!("id = 1\nlisten = \"{address}\""))
+    };
+    let mut relay = Relay::start(directory.path(), &at("127.200.1.3:0"), &[]);
+    for _ in 0..8 {
+        let crowd: Vec<_> =
+            (0..300).map(|number| connect_from(address(number), relay.data).unwrap()).collect();
+        relay.kill();
+        relay = Relay::start(directory.path(), &at(&relay.data.to_string()), &[]);
+        drop(crowd);
+    }
+    Siege::around(directory, relay, None).lift();
+}

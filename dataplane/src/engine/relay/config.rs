@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::state::StateError;
 use crate::engine::Prefer;
@@ -20,6 +21,9 @@ use crate::proto::wire::control::Secret;
 use crate::proto::wire::control::server::ServerRegister;
 use crate::proto::wire::forwarded::Trust;
 
+/// A process that was killed is gone before its io_uring has let go of its sockets (10 ms with 300 connections, 70 on a busy machine): whoever starts it
+/// again at once waits that long at most.
+const PORT_LINGERS: Duration = Duration::from_secs(2);
 /// More threads than that gain nothing: each pair has a lane.
 const MAX_WORKERS: usize = 64;
 
@@ -172,7 +176,13 @@ pub(crate) fn free_address(
     take_over: bool,
     open: fn(SocketAddr, bool) -> Result<OwnedFd, SocketError>,
 ) -> Result<SocketAddr, SocketError> {
-    match open(address, false) {
+    let until = Instant::now() + PORT_LINGERS;
+    let mut probe = open(address, false);
+    while matches!(probe, Err(SocketError::InUse { .. })) && !take_over && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+        probe = open(address, false);
+    }
+    match probe {
         Ok(probe) => local_address(&probe).map_err(|source| SocketError::Io { address, source }),
         Err(SocketError::InUse { .. }) if take_over => {
             tracing::info!(%address, "sharing the port with the relay that has it, until that one stops");

@@ -11,13 +11,13 @@ use super::clock::Clock;
 use super::config::{self, per_worker};
 use super::worker::door::Door;
 use super::worker::{Seat, Shell};
-use super::{HubInput, MAX_MESSAGE, Mailbox, RelayConfig, StartError, fork, lane};
+use super::{HubInput, Mailbox, RelayConfig, StartError, fork, lane};
 use crate::engine::connection::ServerOptions;
 use crate::engine::driver::{Driver, Waker};
 use crate::engine::socket::{SocketError, local_address};
 use crate::engine::{Opened, open};
 use crate::proto::relay::WorkerId;
-use crate::proto::relay::worker::Worker;
+use crate::proto::relay::worker::{MAX_STRANGERS_MESSAGE, Worker};
 
 /// The relay's threads.
 #[derive(Debug, Default)]
@@ -113,7 +113,8 @@ pub(super) fn start_workers(
             if !workers.addresses.contains(&address) {
                 workers.addresses.push(address);
             }
-            let server = ServerOptions { tls: listener.tls.clone(), paths, max_message: MAX_MESSAGE };
+            let server =
+                ServerOptions { tls: listener.tls.clone(), paths, max_message: MAX_STRANGERS_MESSAGE };
             let (behind_proxy, proxy_protocol) = (listener.behind_proxy, listener.proxy_protocol);
             doors.push((socket, Door { server, behind_proxy, proxy_protocol }));
         }

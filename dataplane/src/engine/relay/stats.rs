@@ -10,7 +10,7 @@ use crate::proto::error::ErrorCode;
 use crate::proto::id::{NetworkId, RelayId};
 use crate::proto::relay::WorkerId;
 use crate::proto::relay::delay::DelayHistogram;
-use crate::proto::relay::worker::{ConnectionInfo, Counters, LinkInfo};
+use crate::proto::relay::worker::{ConnectionInfo, Counters, LinkInfo, Refusal};
 
 /// One connection, for people.
 #[derive(Clone, Debug)]
@@ -151,6 +151,13 @@ impl RelayStats {
         for (name, help, value) in COUNTERS {
             text.family(name, help, "counter", by_worker(*value));
         }
+        let refusals = Refusal::ALL.iter().enumerate().map(|(place, refusal)| {
+            let count = |worker: &WorkerStats| worker.counters.refusals.get(place).copied();
+            let sum: u64 = self.workers.iter().filter_map(count).sum();
+            (format!("reason=\"{}\"", refusal.label()), sum as f64)
+        });
+        let help = "Connections over a limit, by which one.";
+        text.family("edgelink_relay_refusals_total", help, "counter", refusals);
         for (name, help, value) in LINK_COUNTERS {
             text.family(name, help, "counter", self.by_link(*value));
         }

@@ -21,11 +21,11 @@ use std::time::Duration;
 use rand_chacha::ChaCha20Rng;
 use rand_core::RngCore;
 
-use super::HubInput;
 use super::clock::Clock;
 use super::dial::Dialled;
 use super::lane::{LaneReceiver, LaneSender};
 use super::stats::WorkerStats;
+use super::{HubInput, MAX_MESSAGE};
 use crate::engine::connection::{Connection, Incoming};
 use crate::engine::driver::{Driver, Event, RecvBuffer, Token, Waker};
 use crate::packet::pool::Pool;
@@ -52,6 +52,10 @@ const MESH_USER_TIMEOUT: Duration = Duration::from_secs(3);
 const NODE_USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// A silent connection is asked at the TCP level; nodes send a PING every 20 s, so only dead ones get here.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+/// Bytes that the system takes beyond what the receiver's window lets out: what waits should wait in our queues, where it gets turns and grows old. Up to
+/// 4 MiB would go into the system's buffer otherwise. No row of
+/// `make bench-relay` is dearer with it (2 vCPU Sapphire Rapids guest, Linux 6.18).
+const NOT_SENT: u32 = 128 << 10;
 /// Received bytes after which output is sent, events left or not: it is still in the cache, and its buffers serve the next.
 const FLUSH_AFTER: usize = 64 << 10;
 /// Close codes (RFC 6455 §7.4.1 and its registry).
@@ -288,8 +292,8 @@ impl<D: Driver> Shell<D> {
         let bytes = driver.bytes(buffer).get_mut(start..).unwrap_or_default();
         let outcome = connection.receive_some(bytes, FLUSH_AFTER, &mut |incoming| match incoming {
             Incoming::Message(message) => {
-                machine.handle_message(conn, message, now, |verdict, frame| {
-                    outputs.deliver(verdict, frame, now.instant);
+                machine.handle_runs(conn, message, now, |verdict, frames| {
+                    outputs.deliver(verdict, frames, now.instant);
                 });
             }
             Incoming::Upgraded(request) => {
@@ -345,6 +349,11 @@ impl<D: Driver> Shell<D> {
                     }
                 }
                 Command::Discard { conn, reason } => self.outputs.discard(conn.0 as usize, reason),
+                Command::Welcome { conn } => {
+                    if let Some(peer) = self.peers.get_mut(conn.0 as usize).and_then(Option::as_mut) {
+                        peer.connection.set_max_message(MAX_MESSAGE);
+                    }
+                }
                 Command::Cut { conn } => {
                     if let Some(token) = self.token_of(conn) {
                         self.driver.close(token);
@@ -509,4 +518,5 @@ fn set_timeouts(socket: &OwnedFd, user_timeout: Duration) {
     // Only tuning: a socket that does not take it works all the same.
     let _ = socket.set_tcp_keepalive(&keepalive);
     let _ = socket.set_tcp_user_timeout(Some(user_timeout));
+    let _ = socket.set_tcp_notsent_lowat(NOT_SENT);
 }

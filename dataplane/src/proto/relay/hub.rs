@@ -29,6 +29,9 @@ use crate::proto::wire::frame::FrameType;
 
 /// Without a word from the controller for that long, grace begins (`docs/protocol.md` §6).
 const CONTROLLER_SILENCE: Duration = Duration::from_secs(60);
+/// Grace goes on for that long after the controller is back: nodes have to hear from it before they can show fresh tokens. What was revoked meanwhile the
+/// relay knows at once.
+const GRACE_TAIL: Duration = Duration::from_secs(120);
 /// Changes of state are written at most this often.
 const SAVE_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -112,6 +115,8 @@ pub struct Hub {
     commands: VecDeque<HubCommand>,
     heard: Instant,
     in_grace: bool,
+    /// The controller is back: grace ends then.
+    grace_until: Option<Instant>,
     register_due: bool,
     registered: bool,
     pending: BTreeMap<NodeId, bool>,
@@ -144,6 +149,7 @@ impl Hub {
             commands: VecDeque::new(),
             heard: now.instant,
             in_grace: false,
+            grace_until: None,
             register_due: true,
             registered: false,
             pending: BTreeMap::new(),
@@ -307,11 +313,13 @@ impl Hub {
 
     /// When to poll commands again, and why.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        let silence = (self.settings.has_controller && !self.in_grace)
+        let away = self.in_grace && self.grace_until.is_none();
+        let silence = (self.settings.has_controller && !away)
             .then(|| (self.heard + CONTROLLER_SILENCE, "controller silence"));
+        let grace = self.grace_until.map(|at| (at, "end of grace"));
         let dial = self.mesh.poll_timeout().map(|at| (at, "mesh dial"));
         let save = self.save_at.map(|at| (at, "save state"));
-        [silence, dial, save].into_iter().flatten().min()
+        [silence, grace, dial, save].into_iter().flatten().min()
     }
 
     /// Who this relay is; 0 until it is known.
@@ -448,16 +456,21 @@ impl Hub {
 
     fn controller_heard(&mut self, now: Now) {
         self.heard = now.instant;
-        if std::mem::take(&mut self.in_grace) {
-            self.all(ToWorker::Grace(Duration::ZERO));
+        if self.in_grace {
+            self.grace_until.get_or_insert(now.instant + GRACE_TAIL);
         }
     }
 
     fn check_silence(&mut self, now: Instant) {
-        if self.settings.has_controller && !self.in_grace && now >= self.heard + CONTROLLER_SILENCE {
-            self.in_grace = true;
-            let grace = Duration::from_secs(self.server_settings().token_grace_s);
-            self.all(ToWorker::Grace(grace));
+        if self.settings.has_controller && now >= self.heard + CONTROLLER_SILENCE {
+            self.grace_until = None;
+            if !std::mem::replace(&mut self.in_grace, true) {
+                let grace = Duration::from_secs(self.server_settings().token_grace_s);
+                self.all(ToWorker::Grace(grace));
+            }
+        } else if self.grace_until.is_some_and(|at| at <= now) {
+            (self.in_grace, self.grace_until) = (false, None);
+            self.all(ToWorker::Grace(Duration::ZERO));
         }
     }
 

@@ -20,7 +20,7 @@ use super::rate::{Rate, TokenBucket};
 use crate::proto::drop_reason::{DropCounters, DropReason};
 use crate::proto::time::Instant;
 use crate::proto::wire::data;
-use crate::proto::wire::frame::{FrameType, MAX_FRAME};
+use crate::proto::wire::frame::{FrameType, Frames, MAX_FRAME};
 
 /// How much may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,8 +76,8 @@ pub trait Backlog {
     fn queued(&self) -> usize;
     /// Room for a frame of that length that arrived at `at`, to be written and then made to count by [`Self::commit`]; `None` when there is none.
     fn reserve(&mut self, len: usize, at: Instant) -> Option<&mut [u8]>;
-    /// Counts what was reserved as a frame.
-    fn commit(&mut self, len: usize);
+    /// Counts what was reserved as that many frames.
+    fn commit(&mut self, len: usize, frames: usize);
     /// Appends a frame that goes before all data. Whether there was room.
     fn push_urgent(&mut self, frame: &[u8], now: Instant) -> bool;
     /// Drops the oldest data (one frame or several); how many frames, 0 when there is none.
@@ -209,6 +209,17 @@ impl Queues {
         self.stock.used() * BLOCK + self.staged
     }
 
+    /// DATA frames of one node for another, one behind the other, in all no longer than a message: at once when the way is free, else one by one.
+    pub fn admit_run(&mut self, queue: &mut Queue, backlog: &mut impl Backlog, frames: &[u8], now: Instant) {
+        let data = frames.get(1).copied() == Some(FrameType::Data as u8);
+        if data && queue.fair.is_none() && self.admit_free(queue, backlog, frames, now) {
+            return;
+        }
+        for frame in Frames::new(frames).flatten() {
+            self.admit(queue, backlog, frame.bytes, now);
+        }
+    }
+
     /// A frame of one node for another: straight into the backlog, or into its source's line. What is dropped for it is counted.
     pub fn admit(&mut self, queue: &mut Queue, backlog: &mut impl Backlog, frame: &[u8], now: Instant) {
         let kind = frame.get(1).copied().and_then(FrameType::from_byte);
@@ -219,15 +230,8 @@ impl Queues {
             }
         }
         if queue.fair.is_none() {
-            let moves = queue.probe.is_none_or(|probe| now - probe.at <= self.policy.stall());
-            let high = match queue.sending {
-                _ if self.is_short_of_memory() => self.policy.little(),
-                Some(since) if since < now => self.policy.high,
-                _ => self.policy.burst,
-            };
-            if moves && backlog.queued() + frame.len() <= high && put(backlog, frame, now) {
-                queue.pushed(frame.len(), now);
-                return self.restage(queue, backlog);
+            if self.admit_free(queue, backlog, frame, now) {
+                return;
             }
             self.congested += 1;
         }
@@ -238,6 +242,28 @@ impl Queues {
         self.drops.add(DropReason::QueueFull, dropped);
         // One frame that is longer than all that may wait.
         self.release_if_empty(queue);
+    }
+
+    /// Whether it went straight into the backlog.
+    fn admit_free(
+        &mut self,
+        queue: &mut Queue,
+        backlog: &mut impl Backlog,
+        frames: &[u8],
+        now: Instant,
+    ) -> bool {
+        let moves = queue.probe.is_none_or(|probe| now - probe.at <= self.policy.stall());
+        let high = match queue.sending {
+            _ if self.is_short_of_memory() => self.policy.little(),
+            Some(since) if since < now => self.policy.high,
+            _ => self.policy.burst,
+        };
+        let free = moves && backlog.queued() + frames.len() <= high && put(backlog, frames, now);
+        if free {
+            queue.pushed(frames.len(), now);
+            self.restage(queue, backlog);
+        }
+        free
     }
 
     /// A frame of the relay's own.
@@ -275,7 +301,7 @@ impl Queues {
             }
             let Some(room) = backlog.reserve(head.len, head.at) else { break };
             fair.pop(room, &mut self.stock);
-            backlog.commit(head.len);
+            backlog.commit(head.len, 1);
             queue.pushed += head.len as u64;
             let end = queue.pushed;
             queue.probe.get_or_insert(Probe { end, at: head.at });
@@ -334,10 +360,10 @@ impl Queues {
     }
 }
 
-fn put(backlog: &mut impl Backlog, frame: &[u8], now: Instant) -> bool {
-    let Some(room) = backlog.reserve(frame.len(), now) else { return false };
-    room.copy_from_slice(frame);
-    backlog.commit(frame.len());
+fn put(backlog: &mut impl Backlog, frames: &[u8], now: Instant) -> bool {
+    let Some(room) = backlog.reserve(frames.len(), now) else { return false };
+    room.copy_from_slice(frames);
+    backlog.commit(frames.len(), Frames::new(frames).count());
     true
 }
 

@@ -130,6 +130,7 @@ impl Rig {
                         }
                         Command::Close { conn, code } => self.closed.push((id, conn, code)),
                         Command::Discard { conn, reason } => self.discarded.push((id, conn, reason)),
+                        Command::Welcome { .. } => {}
                         Command::Cut { conn } => self.closed.push((id, conn, 0)),
                         Command::Report(report) if self.hold => self.held.push((id, report)),
                         Command::Report(report) => self.hub.handle_worker(id, report, self.now),

@@ -5,9 +5,10 @@
 //! [`Worker::poll_timeout`] says so. After each of these, drain [`Worker::poll_command`].
 //!
 //! Frames between nodes take the short way: [`Worker::route`] reads 13 bytes and looks at two directory entries, and the caller's closure gets the
-//! frame as it lies there. That is in `forward`. All else (sign-in, pings, errors) is slow path and goes through commands. Sign-in is in `sign_in`,
-//! what the hub says in `from_hub`, mesh links in `link`; what goes in and out is in `api`.
+//! frame as it lies there. That is in `forward`, limits of rate in `limit`. All else (sign-in, pings, errors) is slow path and goes through commands. Who
+//! gets a place is in `admission`, sign-in in `sign_in`, what the hub says in `from_hub`, mesh links in `link`; what goes in and out is in `api`.
 
+mod admission;
 mod api;
 mod forward;
 mod from_hub;
@@ -38,6 +39,9 @@ pub use api::{Command, ConnectionInfo, Counters, LinkInfo, Purpose, Refusal};
 
 /// The longest control message from a node or relay: an AUTH_REQUEST with the longest token, three times over.
 const MAX_CONTROL: usize = 16 << 10;
+/// The longest WebSocket message of somebody who has not signed in: a control message, and a PING or two. Many strangers may each send all but the
+/// end of one.
+pub const MAX_STRANGERS_MESSAGE: usize = 2 * MAX_CONTROL;
 /// Networks that drops are counted for one by one; those beyond share the last counter.
 const MAX_COUNTED_NETWORKS: usize = 1024;
 
@@ -167,112 +171,6 @@ impl Worker {
         }
     }
 
-    /// A connection was accepted (or dialled). Its handshake time starts now.
-    ///
-    /// # Errors
-    /// Which limit is reached: the shell closes it without a word, which costs it least.
-    pub fn open(&mut self, conn: ConnId, peer: IpAddr, now: Instant) -> Result<(), Refusal> {
-        self.admit_connection(conn, peer, false, now)
-    }
-
-    /// The same for one that we made: limits of addresses are for those who come.
-    ///
-    /// # Errors
-    /// As for [`Worker::open`].
-    pub fn open_dialled(&mut self, conn: ConnId, peer: IpAddr, now: Instant) -> Result<(), Refusal> {
-        self.admit_connection(conn, peer, true, now)
-    }
-
-    /// The same for one that a proxy passes on: its address is nobody's, until [`Worker::identified`] says whose the connection is.
-    ///
-    /// # Errors
-    /// As for [`Worker::open`].
-    pub fn open_behind(&mut self, conn: ConnId, proxy: IpAddr, now: Instant) -> Result<(), Refusal> {
-        self.admit_connection(conn, proxy, true, now)
-    }
-
-    /// Whose connection it is, as a trusted proxy says.
-    ///
-    /// # Errors
-    /// A limit of that address is reached; the connection is to be closed.
-    pub fn identified(&mut self, conn: ConnId, client: IpAddr, now: Instant) -> Result<(), Refusal> {
-        if self.conn(conn).is_none_or(|state| state.peer == client && state.address.is_some()) {
-            return Ok(());
-        }
-        let address = match self.addresses.arrive(client, &self.limits, now) {
-            Ok(address) => address,
-            Err(refusal) => {
-                self.counters.refused += 1;
-                self.closed(conn);
-                return Err(refusal);
-            }
-        };
-        let Some(state) = self.conn_mut(conn) else { return Ok(()) };
-        state.peer = client;
-        let (earlier, authenticated) = (state.address.replace(address), state.role.is_authenticated());
-        if let Some(earlier) = earlier {
-            self.addresses.leave(earlier, authenticated);
-        }
-        if authenticated {
-            self.addresses.authenticated(address, true);
-        }
-        Ok(())
-    }
-
-    fn admit_connection(
-        &mut self,
-        conn: ConnId,
-        peer: IpAddr,
-        shared: bool,
-        now: Instant,
-    ) -> Result<(), Refusal> {
-        let refused = if self.draining {
-            Err(Refusal::Draining)
-        } else if self.open >= self.limits.max_connections {
-            Err(Refusal::Connections)
-        } else if shared {
-            Ok(None)
-        } else {
-            self.addresses.arrive(peer, &self.limits, now).map(Some)
-        };
-        // Only who may come at all makes another one go.
-        let full = self.unauthenticated >= self.limits.max_unauthenticated;
-        let admitted = refused.and_then(|address| {
-            if full && !self.cut_oldest() {
-                if let Some(address) = address {
-                    self.addresses.leave(address, false);
-                }
-                return Err(Refusal::Unauthenticated);
-            }
-            Ok(address)
-        });
-        let address = match admitted {
-            Ok(address) => address,
-            Err(refusal) => {
-                self.counters.refused += 1;
-                return Err(refusal);
-            }
-        };
-        self.closed(conn);
-        let slot = conn.0 as usize;
-        if slot >= self.conns.len() {
-            self.conns.resize_with(slot + 1, || None);
-        }
-        self.conns[slot] = Some(Conn {
-            role: Role::Opening,
-            peer,
-            address,
-            accepted: now,
-            timer: None,
-            reassembler: Reassembler::with_limit(MAX_CONTROL),
-            error_limit: ErrorLimit::default(),
-        });
-        self.open += 1;
-        self.unauthenticated += 1;
-        self.set_timer(conn, Some(now + self.limits.handshake_timeout));
-        Ok(())
-    }
-
     /// The HTTP upgrade is done: frames may come.
     pub fn upgraded(&mut self, conn: ConnId, purpose: Purpose) {
         let Some(state) = self.conn_mut(conn) else { return };
@@ -322,24 +220,9 @@ impl Worker {
         now: Now,
         mut forward: impl FnMut(Verdict, &[u8]),
     ) {
-        self.link_heard(conn, now.instant);
-        for frame in Frames::new(message) {
-            let handled = frame.and_then(|frame| {
-                if frame.header.kind.is_routed() {
-                    self.forward(conn, frame.bytes, now.instant, &mut forward)
-                } else if frame.header.kind == FrameType::Via {
-                    self.forward_via(conn, frame, now.instant, &mut forward)
-                } else {
-                    self.handle_frame(conn, frame, now)
-                }
-            });
-            if let Err(error) = handled {
-                self.fail(conn, error.code(), error.to_string(), None);
-            }
-            if self.conn(conn).is_none() {
-                return;
-            }
-        }
+        self.handle_runs(conn, message, now, |verdict, run| {
+            Frames::new(run).flatten().for_each(|frame| forward(verdict, frame.bytes));
+        });
     }
 
     /// The shell dropped frames itself (queues).
@@ -542,24 +425,6 @@ impl Worker {
         state.timer = at;
         if let Some(at) = at {
             self.timers.insert((at, conn));
-        }
-    }
-
-    /// Cuts the connection that has had the most time to sign in, for one that may be quicker: silent ones do not lock newcomers out. Those that are
-    /// signed in have timers later than these, but for a few.
-    fn cut_oldest(&mut self) -> bool {
-        let waits = |conn: &ConnId| self.conn(*conn).is_some_and(|state| !state.role.is_authenticated());
-        let Some(oldest) = self.timers.iter().map(|&(_, conn)| conn).find(waits) else { return false };
-        self.counters.refused += 1;
-        self.cut(oldest);
-        true
-    }
-
-    /// A connection has authenticated itself, or (`is` false) is no longer.
-    fn authenticated(&mut self, conn: ConnId, is: bool) {
-        self.unauthenticated = if is { self.unauthenticated - 1 } else { self.unauthenticated + 1 };
-        if let Some(address) = self.conn(conn).and_then(|state| state.address) {
-            self.addresses.authenticated(address, is);
         }
     }
 }

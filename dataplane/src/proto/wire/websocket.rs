@@ -307,6 +307,11 @@ impl Reader {
         Self { role, max_message, partial: Vec::new(), fragments: None, closed: false }
     }
 
+    /// The longest message from now on.
+    pub const fn set_max_message(&mut self, max_message: usize) {
+        self.max_message = max_message;
+    }
+
     /// Takes the next bytes of the connection and hands out what they complete. `bytes` is scratch afterwards.
     ///
     /// # Errors

@@ -83,7 +83,8 @@ impl World {
                     return;
                 }
                 let mut forwarded = Vec::new();
-                host.worker.handle_message(conn, &bytes, self.now, |verdict, frame| match verdict {
+                let now = host.clocks(self.now);
+                host.worker.handle_message(conn, &bytes, now, |verdict, frame| match verdict {
                     Verdict::Local(conn) | Verdict::MeshLink(conn) => forwarded.push((conn, frame.to_vec())),
                     Verdict::Worker(..) | Verdict::Drop(_) => {}
                 });

@@ -118,3 +118,48 @@ fn the_nearer_relay_is_used_and_left_when_it_becomes_far() {
     world.run_for(secs(2));
     assert_eq!(world.model.lost(), 0);
 }
+
+#[test]
+fn two_hours_without_the_controller_and_clocks_that_jump_cost_nobody_a_packet() {
+    const DAY: i64 = 86_400;
+    run(5, |seed| {
+        let (mut world, nodes) = mesh(seed, 2, 3);
+        world.lose_controller();
+        let [one, two] = [1, 2].map(RelayId);
+        // Tokens end after 90 minutes; a machine that is started again has nothing but what it had saved.
+        for minute in 0..120 {
+            match minute {
+                20 => world.jump(one, 2 * DAY),
+                30 | 50 | 70 | 100 => {
+                    assert_eq!(world.model.lost(), 0, "before minute {minute}");
+                    world.stop(2);
+                    world.start(2);
+                    world.run_for(secs(5));
+                    // The first packets for it are sealed for the session that it has lost.
+                    all_pairs(&mut world, &nodes);
+                    world.run_for(secs(5));
+                    world.model.forget();
+                }
+                40 => world.jump(one, -4 * DAY),
+                60 => world.jump(two, -3 * DAY),
+                80 => world.jump(two, 6 * DAY),
+                _ => {}
+            }
+            all_pairs(&mut world, &nodes);
+            world.run_for(secs(60));
+        }
+        world.find_controller();
+        for _ in 0..5 {
+            world.run_for(secs(60));
+            all_pairs(&mut world, &nodes);
+        }
+        world.run_for(secs(5));
+        assert_eq!(world.model.lost(), 0);
+        for machine in &world.machines {
+            let status = machine.node().status(world.now.instant);
+            assert!(status.relays.iter().all(|relay| relay.state == "ready"), "{:?}", status.relays);
+        }
+        let refused = |relay: RelayId| world.relays[&relay].worker.counters().errors.iter().sum::<u64>();
+        assert_eq!((refused(one), refused(two)), (0, 0));
+    });
+}

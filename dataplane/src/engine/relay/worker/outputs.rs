@@ -10,6 +10,7 @@ use crate::proto::drop_reason::DropReason;
 use crate::proto::relay::queue::{Backlog, Queue, QueuePolicy, Queues};
 use crate::proto::relay::{ConnId, Verdict};
 use crate::proto::time::Instant;
+use crate::proto::wire::frame::Frames;
 use crate::proto::wire::websocket::Role;
 
 #[derive(Debug)]
@@ -81,13 +82,13 @@ impl Outputs {
         }
     }
 
-    /// Puts a frame where the machine says.
-    pub(super) fn deliver(&mut self, verdict: Verdict, frame: &[u8], now: Instant) {
+    /// Puts a frame, or a run of them, where the machine says.
+    pub(super) fn deliver(&mut self, verdict: Verdict, frames: &[u8], now: Instant) {
         match verdict {
             Verdict::Local(conn) | Verdict::MeshLink(conn) => {
                 let slot = conn.0 as usize;
                 let Some(output) = self.slots.get_mut(slot).and_then(Option::as_mut) else { return };
-                self.queues.admit(&mut output.queue, &mut output.outbox, frame, now);
+                self.queues.admit_run(&mut output.queue, &mut output.outbox, frames, now);
                 if matches!(verdict, Verdict::MeshLink(_)) {
                     output.link.get_or_insert(0);
                 }
@@ -95,15 +96,13 @@ impl Outputs {
             }
             Verdict::Worker(worker, hop) => {
                 let index = usize::from(worker.0);
-                let sent = self
-                    .lanes
-                    .get_mut(index)
-                    .and_then(Option::as_mut)
-                    .is_some_and(|lane| lane.push(hop, frame));
-                if sent {
-                    self.to_wake[index] = true;
-                } else {
-                    self.queues.drops_mut().count(DropReason::WorkerQueueFull);
+                let Some(lane) = self.lanes.get_mut(index).and_then(Option::as_mut) else { return };
+                for frame in Frames::new(frames).flatten() {
+                    if lane.push(hop, frame.bytes) {
+                        self.to_wake[index] = true;
+                    } else {
+                        self.queues.drops_mut().count(DropReason::WorkerQueueFull);
+                    }
                 }
             }
             Verdict::Drop(_) => {}
@@ -208,8 +207,8 @@ impl Backlog for Outbox {
         Outbox::reserve(self, len, at).ok()
     }
 
-    fn commit(&mut self, len: usize) {
-        Outbox::commit(self, len);
+    fn commit(&mut self, len: usize, frames: usize) {
+        Outbox::commit_frames(self, len, frames);
     }
 
     fn push_urgent(&mut self, frame: &[u8], now: Instant) -> bool {

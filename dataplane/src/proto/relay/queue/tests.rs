@@ -24,7 +24,7 @@ impl Backlog for Model {
     fn reserve(&mut self, len: usize, at: Instant) -> Option<&mut [u8]> {
         Some(self.reserved.insert((vec![0; len], at)).0.as_mut_slice())
     }
-    fn commit(&mut self, _: usize) {
+    fn commit(&mut self, _: usize, _: usize) {
         self.data.extend(self.reserved.take());
     }
     fn push_urgent(&mut self, frame: &[u8], _: Instant) -> bool {

@@ -68,10 +68,31 @@ fn an_hour_without_the_controller_costs_nobody_anything_and_lets_nobody_back_in(
         rig.authenticate(0, conn, "relay", &token);
     }
     rig.closed.clear();
+    for _ in 0..4 {
+        rig.heard();
+        assert!(rig.hub.in_grace(), "until everyone can have heard of it");
+        assert_eq!(rig.closed, []);
+        rig.advance(Duration::from_secs(30));
+    }
     rig.heard();
     assert!(!rig.hub.in_grace());
     let ended: Vec<_> = rig.closed.iter().map(|(worker, conn, _)| (worker.0, conn.0)).collect();
     assert_eq!(ended, [(1, 1)], "only who still has the old token");
+}
+
+#[test]
+fn a_controller_that_is_back_for_a_moment_only_does_not_end_the_grace() {
+    let mut rig = Rig::new(1);
+    rig.node(0, 0, 17, 1);
+    rig.advance(Duration::from_secs(61));
+    rig.advance(Duration::from_secs(6_000));
+    for _ in 0..20 {
+        rig.heard();
+        rig.advance(Duration::from_secs(70));
+        rig.advance(Duration::from_secs(70));
+        assert!(rig.hub.in_grace());
+    }
+    assert_eq!(rig.closed, []);
 }
 
 #[test]

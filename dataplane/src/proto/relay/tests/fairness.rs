@@ -20,7 +20,7 @@ impl Backlog for Outbox {
     fn reserve(&mut self, len: usize, at: Instant) -> Option<&mut [u8]> {
         Some(self.reserved.insert((vec![0; len], at)).0.as_mut_slice())
     }
-    fn commit(&mut self, len: usize) {
+    fn commit(&mut self, len: usize, _: usize) {
         self.data.extend(self.reserved.take());
         self.bytes += len;
     }

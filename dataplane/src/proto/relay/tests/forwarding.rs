@@ -232,3 +232,38 @@ fn nothing_is_forwarded_before_a_sign_in() {
     assert_eq!(rig.data(0, 2, 17, 18), []);
     assert_eq!(rig.closed.len(), 2);
 }
+
+/// The same frames in one message or one by one: the same go to the same, in order, and are counted alike.
+#[test]
+fn frames_that_share_a_message_are_routed_as_each_would_be() {
+    let pairs =
+        [(17, 18), (17, 18), (17, 18), (17, 19), (18, 17), (17, 99), (17, 20), (17, 19), (17, 19), (17, 18)];
+    for rotated in 0..pairs.len() {
+        let mut frames: Vec<_> =
+            (0..40).map(|n| pairs[(n + rotated) % pairs.len()]).map(|(s, d)| data(s, d)).collect();
+        // Runs end before handshakes and are never longer than a record.
+        frames[7][1] = FrameType::SessionInit as u8;
+        let mut long = Route { source: NodeId(17), destination: NodeId(18) }.to_bytes().to_vec();
+        long.extend_from_slice(&[7; 9000]);
+        frames.push(frame(FrameType::Data, &long));
+        frames.push(frames[40].clone());
+        let rig = || {
+            let mut rig = Rig::new(1);
+            for (conn, node, network) in [(0, 17, 1), (1, 18, 1), (2, 19, 1), (3, 20, 2)] {
+                rig.node(0, conn, node, network);
+            }
+            rig
+        };
+        let (mut together, mut apart) = (rig(), rig());
+        let at_once = together.message(0, 0, &frames.concat());
+        let one_by_one: Vec<_> = frames.iter().flat_map(|frame| apart.message(0, 0, frame)).collect();
+        assert_eq!(at_once, one_by_one);
+        assert_eq!(together.workers[0].counters(), apart.workers[0].counters());
+        assert_eq!(together.errors(), apart.errors());
+        let mut longest = 0;
+        let now = together.now;
+        together.workers[0]
+            .handle_runs(ConnId(0), &frames.concat(), now, |_, run| longest = longest.max(run.len()));
+        assert!(longest > data(17, 18).len() && longest < 16 << 10, "{longest}");
+    }
+}

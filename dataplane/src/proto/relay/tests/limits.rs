@@ -165,5 +165,8 @@ fn an_address_has_so_many_places_and_so_many_new_connections_a_second() {
     assert_eq!(open(&mut rig, 5, 1), Err(Refusal::AddressConnections));
     rig.workers[0].closed(ConnId(0));
     assert_eq!(open(&mut rig, 5, 1), Ok(()));
-    assert_eq!(rig.workers[0].counters().refused, 2);
+    let counters = rig.workers[0].counters();
+    assert_eq!((counters.refused, counters.refusals.iter().sum::<u64>()), (2, 2));
+    let labels: std::collections::BTreeSet<_> = Refusal::ALL.iter().map(|refusal| refusal.label()).collect();
+    assert_eq!(labels.len(), Refusal::ALL.len());
 }

@@ -47,6 +47,35 @@ pub enum Refusal {
     /// The relay is about to stop.
     #[error("draining")]
     Draining,
+    /// It had the most time to sign in, and made place for a newer one.
+    #[error("cut for a newer connection")]
+    Displaced,
+}
+
+impl Refusal {
+    /// Every reason.
+    pub const ALL: [Self; 7] = [
+        Self::Connections,
+        Self::Unauthenticated,
+        Self::Address,
+        Self::AddressConnections,
+        Self::AddressRate,
+        Self::Draining,
+        Self::Displaced,
+    ];
+
+    /// The name in metrics.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::Unauthenticated => "unauthenticated",
+            Self::Address => "address_unauthenticated",
+            Self::AddressConnections => "address_connections",
+            Self::AddressRate => "address_rate",
+            Self::Draining => "draining",
+            Self::Displaced => "displaced",
+        }
+    }
 }
 
 /// What the shell is to do.
@@ -72,6 +101,11 @@ pub enum Command {
         conn: ConnId,
         /// To be counted as.
         reason: DropReason,
+    },
+    /// It has authenticated something: messages may be as long as they get. Before, [`super::MAX_STRANGERS_MESSAGE`] is enough.
+    Welcome {
+        /// Which.
+        conn: ConnId,
     },
     /// End it at once, without a word; the machine has forgotten it already.
     Cut {
@@ -114,8 +148,20 @@ pub struct Counters {
     pub errors: [u64; ErrorCode::ALL.len()],
     /// Connections not taken, or cut for newer ones.
     pub refused: u64,
+    /// The same by reason, by its place in [`Refusal::ALL`].
+    pub refusals: [u64; Refusal::ALL.len()],
     /// Cut because nothing was authenticated in time.
     pub handshake_timeouts: u64,
+}
+
+impl Counters {
+    pub(super) fn refuse(&mut self, refusal: Refusal) {
+        self.refused += 1;
+        let place = Refusal::ALL.iter().position(|known| *known == refusal);
+        if let Some(count) = place.and_then(|place| self.refusals.get_mut(place)) {
+            *count += 1;
+        }
+    }
 }
 
 /// For `/debug/connections`.

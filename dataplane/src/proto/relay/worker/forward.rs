@@ -6,12 +6,88 @@ use crate::proto::error::{ErrorCode, FrameError};
 use crate::proto::id::{NetworkId, NodeId, RelayId};
 use crate::proto::relay::directory::Place;
 use crate::proto::relay::{ConnId, Hop, Verdict};
-use crate::proto::time::Instant;
+use crate::proto::time::{Instant, Now};
 use crate::proto::wire::control::ErrorMessage;
 use crate::proto::wire::data;
 use crate::proto::wire::frame::{Frame, FrameType, Frames};
 
+/// The longest run: it fits one message of one TLS record.
+const MAX_RUN: usize = (16 << 10) - 64;
+
+/// DATA frames of one message with the same two ends, one behind the other.
+struct Run<'a> {
+    route: data::Route,
+    verdict: Verdict,
+    rest: &'a [u8],
+    len: usize,
+    frames: u64,
+}
+
 impl Worker {
+    /// As [`Worker::handle_message`], but `forward` gets DATA frames between the same two nodes together while they follow each other: they are looked
+    /// up, counted and copied once. Under rate limits each goes by itself.
+    pub fn handle_runs(
+        &mut self,
+        conn: ConnId,
+        message: &[u8],
+        now: Now,
+        mut forward: impl FnMut(Verdict, &[u8]),
+    ) {
+        self.link_heard(conn, now.instant);
+        let mut run: Option<Run<'_>> = None;
+        let mut rest = message;
+        for frame in Frames::new(message) {
+            let here = rest;
+            let len = frame.as_ref().map_or(0, |frame| frame.bytes.len());
+            rest = rest.get(len..).unwrap_or_default();
+            if let (Ok(frame), Some(run)) = (&frame, &mut run)
+                && frame.header.kind == FrameType::Data
+                && run.len + len <= MAX_RUN
+                && data::route(frame.bytes).is_ok_and(|route| route == run.route)
+            {
+                (run.len, run.frames) = (run.len + len, run.frames + 1);
+                continue;
+            }
+            self.end_run(&mut run, &mut forward);
+            let handled = frame.and_then(|frame| {
+                if frame.header.kind == FrameType::Data && !self.metered {
+                    let verdict = self.route(conn, frame.bytes, now.instant)?;
+                    if let Verdict::Drop(reason) = verdict {
+                        self.say_dropped(conn, reason, frame.bytes, now.instant);
+                        return Ok(());
+                    }
+                    run = Some(Run { route: data::route(frame.bytes)?, verdict, rest: here, len, frames: 1 });
+                    Ok(())
+                } else if frame.header.kind.is_routed() {
+                    self.forward(conn, frame.bytes, now.instant, &mut forward)
+                } else if frame.header.kind == FrameType::Via {
+                    self.forward_via(conn, frame, now.instant, &mut forward)
+                } else {
+                    self.handle_frame(conn, frame, now)
+                }
+            });
+            if let Err(error) = handled {
+                self.fail(conn, error.code(), error.to_string(), None);
+            }
+            if self.conn(conn).is_none() {
+                return;
+            }
+        }
+        self.end_run(&mut run, &mut forward);
+    }
+
+    /// Forwards a run; its first frame has been counted.
+    fn end_run(&mut self, run: &mut Option<Run<'_>>, forward: &mut impl FnMut(Verdict, &[u8])) {
+        let Some(Run { route, verdict, rest, len, frames }) = run.take() else { return };
+        let bytes = rest.get(..len).unwrap_or_default();
+        let first = Frames::new(bytes).next().and_then(Result::ok).map_or(0, |frame| frame.bytes.len());
+        let (more, more_bytes) = (frames - 1, len.saturating_sub(first));
+        self.counters.frames_in += more;
+        self.counters.bytes_in += more_bytes as u64;
+        self.count(verdict, route.source, more, more_bytes);
+        forward(verdict, bytes);
+    }
+
     /// Says where a frame goes that came in on `conn`. Drops are counted; no error is sent. `frame` is a whole DATA or SESSION frame.
     ///
     /// # Errors
@@ -36,7 +112,7 @@ impl Worker {
             }
             _ => return Err(FrameError::UnexpectedType(frame.get(1).copied().unwrap_or_default())),
         };
-        self.count(verdict, route.source, frame.len());
+        self.count(verdict, route.source, 1, frame.len());
         Ok(verdict)
     }
 
@@ -56,7 +132,7 @@ impl Worker {
             },
         };
         let verdict = self.metered(verdict, None, route, frame.len(), now);
-        self.count(verdict, route.source, frame.len());
+        self.count(verdict, route.source, 1, frame.len());
         verdict
     }
 
@@ -96,7 +172,7 @@ impl Worker {
             self.counters.bytes_in += frame.bytes.len() as u64;
             let verdict = self.route_data(conn, route, Some(relay));
             let verdict = self.metered(verdict, Some(conn), route, frame.bytes.len(), now);
-            self.count(verdict, route.source, frame.bytes.len());
+            self.count(verdict, route.source, 1, frame.bytes.len());
             match verdict {
                 Verdict::Drop(reason) => self.say_dropped(conn, reason, frame.bytes, now),
                 verdict => forward(verdict, frame.bytes),
@@ -156,7 +232,7 @@ impl Worker {
         }
     }
 
-    fn count(&mut self, verdict: Verdict, source: NodeId, length: usize) {
+    fn count(&mut self, verdict: Verdict, source: NodeId, frames: u64, length: usize) {
         match verdict {
             Verdict::Drop(reason) => {
                 self.drops.count(reason);
@@ -173,15 +249,15 @@ impl Worker {
                 return;
             }
             Verdict::MeshLink(conn) => {
-                self.counters.mesh_frames_out += 1;
+                self.counters.mesh_frames_out += frames;
                 if let Some(Role::Mesh(link)) = self.conn_mut(conn).map(|conn| &mut conn.role) {
                     link.active = true;
-                    link.frames += 1;
+                    link.frames += frames;
                 }
             }
             Verdict::Local(_) | Verdict::Worker(..) => {}
         }
-        self.counters.frames_out += 1;
+        self.counters.frames_out += frames;
         self.counters.bytes_out += length as u64;
     }
 
