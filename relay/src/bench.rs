@@ -88,7 +88,7 @@ pub(crate) fn run(options: &BenchOptions) -> anyhow::Result<()> {
     let measured = runtime.block_on(measure(options, &relay, address, client, &signer, &shared))?;
     shared.stop.store(true, Ordering::Relaxed);
     runtime.shutdown_background();
-    let report = report(options, &relay, &shared, measured);
+    let report = report(options, &relay, &shared, &measured);
     relay.stop();
     match options.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
@@ -149,12 +149,12 @@ async fn measure(
     })
 }
 
-fn report(options: &BenchOptions, relay: &RelayHandle, shared: &Shared, measured: Measured) -> Report {
-    let Measured { seconds, frames, cpu } = measured;
+fn report(options: &BenchOptions, relay: &RelayHandle, shared: &Shared, measured: &Measured) -> Report {
+    let &Measured { seconds, frames, cpu } = measured;
     let mut latencies = std::mem::take(&mut *lock(&shared.latencies));
     latencies.sort_unstable();
-    let quantile = |share: f64| {
-        let place = ((latencies.len().max(1) - 1) as f64 * share) as usize;
+    let percentile = |percent: usize| {
+        let place = latencies.len().saturating_sub(1) * percent / 100;
         latencies.get(place).map_or(f64::NAN, |nanos| *nanos as f64 / 1000.0)
     };
     let stats = relay.stats();
@@ -169,9 +169,9 @@ fn report(options: &BenchOptions, relay: &RelayHandle, shared: &Shared, measured
         frames_per_s: frames as f64 / seconds,
         goodput_gbit_s: frames as f64 * f64::from(options.size) * 8.0 / seconds / 1e9,
         cpu_ns_per_frame: cpu.filter(|_| frames > 0).map(|cpu| cpu as f64 / frames as f64),
-        latency_p50_us: quantile(0.5),
-        latency_p99_us: quantile(0.99),
-        latency_max_us: quantile(1.0),
+        latency_p50_us: percentile(50),
+        latency_p99_us: percentile(99),
+        latency_max_us: percentile(100),
         dropped: stats.workers.iter().flat_map(|worker| worker.drops.iter()).map(|(_, n)| n).sum(),
     }
 }

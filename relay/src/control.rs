@@ -48,7 +48,7 @@ pub(crate) async fn run(
         }
         let mut wait = backoff.mul_f64(random_share());
         backoff = (backoff * 2).min(MAX_BACKOFF);
-        if outcome.as_ref().is_err_and(|error| error.is::<Replaced>()) {
+        if outcome.as_ref().is_err_and(anyhow::Error::is::<Replaced>) {
             // Going back at once would take turns with the other for ever; it is there to take this one's place.
             wait = MAX_BACKOFF.mul_f64(0.5 + random_share() / 2.0);
         }

@@ -44,9 +44,12 @@ fn main() -> ExitCode {
 
 fn check(settings: &Settings) {
     advice::raise_open_files();
-    settings.notes.iter().for_each(|note| println!("note: {note}"));
-    let advice = advice::advise(settings, &advice::Facts::of_this_machine());
-    advice.iter().for_each(|advice| println!("advice: {advice}"));
+    for note in &settings.notes {
+        println!("note: {note}");
+    }
+    for advice in advice::advise(settings, &advice::Facts::of_this_machine()) {
+        println!("advice: {advice}");
+    }
     println!("configuration is valid");
 }
 

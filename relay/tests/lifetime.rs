@@ -4,10 +4,13 @@
 
 mod support;
 
+use std::io::Write;
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
+use meshdp::engine::tls::{Roots, client_config, self_signed};
 use meshdp::proto::wire::frame::FrameType;
+use rustls::pki_types::ServerName;
 
 use support::*;
 
@@ -40,10 +43,8 @@ async fn hup_applies_what_it_can_and_says_what_needs_a_restart() {
     node.sign_in(&signer().sign(&relay_token(18, 1)).unwrap()).await;
     assert_eq!(node.next().await.0, FrameType::AuthResponse);
     drop(node);
-    let _broken = tokio::net::TcpStream::connect(relay.data).await.map(|stream| {
-        stream.try_write(b"this is no HTTP\r\n\r\n").unwrap();
-        stream
-    });
+    let mut broken = std::net::TcpStream::connect(relay.data).unwrap();
+    broken.write_all(b"this is no HTTP\r\n\r\n").unwrap();
     assert!(relay.logged("connection broken").contains("DEBUG"));
     relay.signal("HUP");
     let line = relay.logged("configuration was read again");
@@ -170,4 +171,39 @@ fn check_says_what_the_system_should_be_told() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("advice: open files are limited to") && text.contains("LimitNOFILE="), "{text}");
     assert!(text.ends_with("configuration is valid\n"));
+}
+
+#[tokio::test]
+async fn hup_takes_a_new_certificate_for_new_connections_and_none_that_is_broken() {
+    let directory = tempfile::tempdir().unwrap();
+    let names = ["localhost".to_owned()];
+    let (_, first) = self_signed(&names, directory.path()).unwrap();
+    let [cert, key] = ["self-signed.crt", "self-signed.key"].map(|name| directory.path().join(name));
+    let tls = format!("tls = {{ cert = {cert:?}, key = {key:?} }}\n");
+    let relay = Relay::start(directory.path(), &standalone(1, &tls), &[]);
+    let connects = |pin| {
+        let config = client_config(&Roots::None, Some(pin)).unwrap();
+        async move {
+            let stream = tokio::net::TcpStream::connect(relay.data).await.unwrap();
+            let name = ServerName::try_from("localhost").unwrap();
+            tokio_rustls::TlsConnector::from(config).connect(name, stream).await
+        }
+    };
+    let mut old = Client::over(connects(first).await.unwrap(), "/ws/data").await;
+    old.sign_in(&signer().sign(&relay_token(17, 1)).unwrap()).await;
+    assert_eq!(old.next().await.0, FrameType::AuthResponse);
+
+    std::fs::write(&cert, "no certificate").unwrap();
+    relay.signal("HUP");
+    assert!(relay.logged("not reloaded").contains("self-signed.crt"));
+    assert!(connects(first).await.is_ok(), "the old one is still shown");
+
+    std::fs::remove_file(&cert).unwrap();
+    let (_, second) = self_signed(&names, directory.path()).unwrap();
+    relay.signal("HUP");
+    assert!(relay.logged("configuration was read again").contains("relay.tls"));
+    assert!(connects(first).await.is_err());
+    assert!(connects(second).await.is_ok());
+    old.send(data(17, 17, b"stays")).await;
+    assert_eq!(old.next_frame().await, data(17, 17, b"stays"), "who is connected stays connected");
 }

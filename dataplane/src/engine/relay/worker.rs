@@ -6,6 +6,7 @@
 //! a connection which is being closed is not listened to any more.
 
 pub(super) mod door;
+mod look;
 mod moderation;
 mod outputs;
 
@@ -23,7 +24,7 @@ use rand_core::RngCore;
 use super::clock::Clock;
 use super::dial::Dialled;
 use super::lane::{LaneReceiver, LaneSender};
-use super::stats::{QueuedConnection, WorkerStats};
+use super::stats::WorkerStats;
 use super::{HubInput, MAX_MESSAGE};
 use crate::engine::connection::{Connection, Incoming};
 use crate::engine::driver::{Driver, Event, RecvBuffer, Token, Waker};
@@ -31,14 +32,15 @@ use crate::packet::pool::Pool;
 use crate::proto::error::ErrorCode;
 use crate::proto::id::RelayId;
 use crate::proto::relay::queue::QueuePolicy;
-use crate::proto::relay::worker::{Command, ConnectionInfo, Purpose, Worker};
+use crate::proto::relay::worker::{Command, Purpose, Worker};
 use crate::proto::relay::{ConnId, ToWorker, Verdict, WorkerId};
 use crate::proto::time::{Instant, Now};
 use crate::proto::wire::control::{ErrorMessage, Secret, to_payload};
 use crate::proto::wire::forwarded::Trust;
 use crate::proto::wire::frame::{Flags, FrameType, write_frame};
 use crate::proto::wire::websocket::Role;
-use door::{Door, Origins, Traffic};
+use door::{Door, Origins};
+use look::Traffic;
 use moderation::Moderation;
 use outputs::Outputs;
 
@@ -59,8 +61,6 @@ const FLUSH_AFTER: usize = 64 << 10;
 /// Close codes (RFC 6455 §7.4.1 and its registry).
 const NORMAL: u16 = 1000;
 const TRY_AGAIN_LATER: u16 = 1013;
-/// Connections that a look at them lists, per worker.
-const MAX_LISTED: usize = 10_000;
 
 /// To a worker, from other threads. Followed by a wake-up.
 #[derive(Debug)]
@@ -496,47 +496,6 @@ impl<D: Driver> Shell<D> {
             }
         }
         Ok(())
-    }
-
-    fn stats(&mut self, connections: bool, now: Instant) -> WorkerStats {
-        let (open, unauthenticated) = self.machine.connections();
-        let mut drops = self.machine.drops().clone();
-        let listed = if connections { self.machine.connection_infos(now, MAX_LISTED) } else { Vec::new() };
-        let connections = listed.into_iter().filter_map(|info| self.look_at(info, now)).collect();
-        let queues = self.outputs.queues();
-        drops.merge(queues.drops());
-        WorkerStats {
-            worker: self.id,
-            driver: self.driver.name(),
-            open,
-            unauthenticated,
-            known_nodes: self.machine.known_nodes(),
-            counters: self.machine.counters().clone(),
-            drops,
-            delays: queues.delays().clone(),
-            congested: queues.congested(),
-            queue_memory: queues.held(),
-            links: self.machine.link_infos(),
-            network_drops: self.machine.network_drops().map(|(id, drops)| (id, drops.clone())).collect(),
-            connections,
-        }
-    }
-
-    fn look_at(&mut self, info: ConnectionInfo, now: Instant) -> Option<QueuedConnection> {
-        let slot = info.conn.0 as usize;
-        let Peer { origins, traffic, .. } = self.peers.get_mut(slot)?.as_mut()?;
-        let (queued, dropped) = self.outputs.queued(slot);
-        let (receive_rate, send_rate) = traffic.rates(info.age, now);
-        Some(QueuedConnection {
-            proxy: (origins.peer != info.peer).then_some(origins.peer),
-            received: traffic.received,
-            sent: traffic.sent,
-            receive_rate,
-            send_rate,
-            queued,
-            dropped,
-            info,
-        })
     }
 
     fn token_of(&self, conn: ConnId) -> Option<Token> {

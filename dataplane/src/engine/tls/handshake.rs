@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use rustls::client::UnbufferedClientConnection;
+use rustls::crypto::SupportedKxGroup;
 use rustls::pki_types::ServerName;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, InsufficientSizeError, UnbufferedStatus};
@@ -156,7 +157,7 @@ impl Handshake {
 
 /// What was agreed, to the log.
 fn tell(connection: &CommonState) {
-    let group = connection.negotiated_key_exchange_group().map(rustls::crypto::SupportedKxGroup::name);
+    let group = connection.negotiated_key_exchange_group().map(SupportedKxGroup::name);
     let suite = connection.negotiated_cipher_suite().map(|suite| suite.suite());
     tracing::debug!(?group, ?suite, kind = ?connection.handshake_kind(), "TLS handshake is done");
 }

@@ -421,6 +421,25 @@ fn a_relay_that_cannot_reach_the_peer_or_is_going_is_left_for_another() {
 }
 
 #[test]
+fn a_path_by_way_of_a_relay_that_is_going_is_left_too() {
+    let mut node = node(1);
+    let mut config = config(1, &[2]);
+    config.memberships[0].peers[0].path = Paths { best: Some(vec![TWO, ONE]), ..Paths::default() };
+    node.apply_config(config, at(0));
+    connect(&mut node, 1, ONE, at(0));
+    connect(&mut node, 1, TWO, at(0));
+    let path = |node: &Node| node.status(at(0).instant).peers[0].path.clone();
+    // The first connection was all there was; what the controller thinks best is taken when that was held for a while.
+    node.handle_timeout(at(11_000));
+    connect(&mut node, 1, ONE, at(11_001));
+    connect(&mut node, 1, TWO, at(11_002));
+    assert_eq!(path(&node), [TWO, ONE]);
+    let drain = GoAway { reason: "drain".into(), grace_ms: 1000 };
+    tell(&mut node, ONE, FrameType::GoAway, &to_payload(&drain), at(11_003));
+    assert_eq!(path(&node), [TWO]);
+}
+
+#[test]
 fn a_node_that_was_replaced_does_not_come_back_at_once() {
     let mut nodes = pair(at(0));
     let replaced = GoAway { reason: "replaced".into(), grace_ms: 0 };

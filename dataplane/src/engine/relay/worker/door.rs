@@ -5,7 +5,6 @@
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
 use super::{NODE_USER_TIMEOUT, Shell, conn_id, set_timeouts};
 use crate::engine::connection::{Connection, ServerOptions};
@@ -25,27 +24,6 @@ pub(in crate::engine::relay) struct Door {
     /// All who come are proxies, trusted or not.
     pub(in crate::engine::relay) behind_proxy: bool,
     pub(in crate::engine::relay) proxy_protocol: bool,
-}
-
-/// What passed on a connection, TLS and all.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Traffic {
-    pub(super) received: u64,
-    pub(super) sent: u64,
-    /// At the last look.
-    looked: Option<(Instant, u64, u64)>,
-}
-
-impl Traffic {
-    /// Bytes per second since the last look or for `age`: received, sent. The next look starts here.
-    pub(super) fn rates(&mut self, age: Duration, now: Instant) -> (f64, f64) {
-        let (over, received, sent) = match self.looked.replace((now, self.received, self.sent)) {
-            Some((then, received, sent)) => (now - then, received, sent),
-            None => (age, 0, 0),
-        };
-        let per_second = |bytes: u64| bytes as f64 / over.as_secs_f64().max(0.001);
-        (per_second(self.received - received), per_second(self.sent - sent))
-    }
 }
 
 /// Where a connection comes from.
