@@ -302,6 +302,8 @@ impl RelayHandle {
         for mailbox in &self.shared.mailboxes {
             mailbox.post(ToShell::StopListening);
         }
+        // Who hears GOAWAY may come back at once, to whoever has the port then: all workers have stopped listening when they have answered.
+        let _ = self.stats();
         self.shared.with_hub(|hub, _| hub.all(ToWorker::Drain { grace }));
         let until = self.shared.clock.instant() + grace;
         while self.shared.clock.instant() < until && !self.shared.hurry.load(Ordering::Relaxed) {

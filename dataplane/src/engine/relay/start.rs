@@ -116,7 +116,8 @@ pub(super) fn start_workers(
             let server =
                 ServerOptions { tls: listener.tls.clone(), paths, max_message: MAX_STRANGERS_MESSAGE };
             let (behind_proxy, proxy_protocol) = (listener.behind_proxy, listener.proxy_protocol);
-            doors.push((socket, Door { server, behind_proxy, proxy_protocol }));
+            let twin = socket.try_clone().map_err(io)?;
+            doors.push((socket, Door { socket: twin, server, behind_proxy, proxy_protocol }));
         }
     }
     let trust = Arc::new(config.trust.clone());

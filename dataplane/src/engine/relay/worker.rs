@@ -469,12 +469,6 @@ impl<D: Driver> Shell<D> {
         }
     }
 
-    fn stop_listening(&mut self) {
-        for (listener, _) in self.listeners.drain(..) {
-            self.driver.close(listener);
-        }
-    }
-
     fn say_goodbye(mut self) -> io::Result<()> {
         let now = self.clock.instant();
         self.stop_listening();

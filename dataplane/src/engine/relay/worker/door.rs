@@ -18,8 +18,10 @@ use crate::proto::wire::upgrade::Request;
 use crate::proto::wire::websocket::Role;
 
 /// What holds for the connections of one listener.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(in crate::engine::relay) struct Door {
+    /// The listener once more: the driver has the other.
+    pub(in crate::engine::relay) socket: OwnedFd,
     pub(in crate::engine::relay) server: ServerOptions,
     /// All who come are proxies, trusted or not.
     pub(in crate::engine::relay) behind_proxy: bool,
@@ -38,6 +40,16 @@ pub(super) struct Origins {
 }
 
 impl<D: Driver> Shell<D> {
+    /// Nobody listens here any more when this returns. Closing alone would not do: a ring lets go of a descriptor when its operations have ended,
+    /// and until then the kernel gives connections to it that another process on the same port would take.
+    pub(super) fn stop_listening(&mut self) {
+        for (listener, door) in self.listeners.drain(..) {
+            // If it does not work, closing does, a little later.
+            let _ = rustix::net::shutdown(&door.socket, rustix::net::Shutdown::Read);
+            self.driver.close(listener);
+        }
+    }
+
     pub(super) fn accept(&mut self, listener: Token, socket: OwnedFd, peer: IpAddr, now: Instant) {
         let Some((_, door)) = self.listeners.iter().find(|(token, _)| *token == listener) else { return };
         let peer = peer.to_canonical();
