@@ -28,6 +28,8 @@ const BUFFERS: u16 = 8;
 const BATCH: usize = 256;
 /// The waker's mark among tokens.
 const WAKER: u64 = u64::MAX;
+/// Reads between two waits, besides one of each that is ready.
+const EXTRA_TURNS: usize = 64;
 /// How long a listener rests when the process is out of descriptors or memory.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 
@@ -38,6 +40,8 @@ pub struct Epoll {
     reports: Vec<epoll::Event>,
     /// Descriptors that may have something to read; each at most once ([`Slot::queued`]).
     ready: VecDeque<Token>,
+    /// How many reads until the next wait. Who always has more must not keep others from being noticed.
+    turns: usize,
     /// Listeners that failed for want of resources: tried again after the next wait.
     resting: Vec<Token>,
     /// Events that are known already.
@@ -84,6 +88,7 @@ impl Epoll {
             slots: Slab::new(),
             reports: Vec::with_capacity(BATCH),
             ready: VecDeque::new(),
+            turns: 0,
             resting: Vec::new(),
             known: VecDeque::new(),
             waker,
@@ -441,6 +446,7 @@ impl Driver for Epoll {
             }
         }
         self.reports = reports;
+        self.turns = self.ready.len() + EXTRA_TURNS;
         for listener in std::mem::take(&mut self.resting) {
             self.enqueue(listener);
         }
@@ -465,8 +471,10 @@ impl Driver for Epoll {
             return Some(event);
         }
         while !self.free.is_empty()
+            && self.turns > 0
             && let Some(token) = self.ready.pop_front()
         {
+            self.turns -= 1;
             if let Some(event) = self.read(token) {
                 return Some(event);
             }
