@@ -1,7 +1,7 @@
 //! `edgelink-relay`: the relay and STUN server as a program.
 //!
 //! The relay itself is [`meshdp::engine::relay`]; here are configuration ([`config`]), start, signals and stop ([`run`], [`reload`]), the link to the
-//! controller ([`control`]), admin HTTP ([`admin`]), the [`log`], what the system should be told ([`advice`]) and a self-test ([`bench`]).
+//! controller ([`control`]), admin HTTP ([`admin`]), the [`log`], what the system should be told ([`advice`]) and a self-test ([`mod@bench`]).
 
 mod admin;
 mod advice;

@@ -160,6 +160,15 @@ impl Filter {
         }
     }
 
+    /// A record of any content type.
+    #[cfg(fuzzing)]
+    pub(super) fn any_record(&mut self, kind: u8, content: &[u8]) -> Vec<u8> {
+        match &mut self.phase {
+            Phase::Records(records) => records.any_record(kind, content),
+            _ => Vec::new(),
+        }
+    }
+
     fn open<E: From<Error>>(
         &mut self,
         mut bytes: &mut [u8],

@@ -7,6 +7,8 @@
 //! against 2,076 ns a frame here), ChaCha20-Poly1305 where it has not.
 
 pub(super) mod filter;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod handshake;
 pub(super) mod record;
 

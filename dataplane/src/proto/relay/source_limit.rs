@@ -1,6 +1,6 @@
 //! How often one source address may ask, in memory that no flood can make grow.
 //!
-//! A token bucket for each of [`SLOTS`] places; an address has the place that a keyed hash gives it (of IPv6 the first 64 bits: who has one address
+//! A token bucket for each of `SLOTS` places; an address has the place that a keyed hash gives it (of IPv6 the first 64 bits: who has one address
 //! there has all). Nothing is stored about addresses and nothing is evicted, so spoofed sources push nobody out; two addresses that share a place
 //! share its rate, and nobody outside can find out which do.
 
