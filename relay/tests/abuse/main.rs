@@ -28,7 +28,7 @@ mod websocket;
 fn the_tests_that_the_documentation_names_exist() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut sources = String::new();
-    for folder in ["relay/tests/abuse", "dataplane/src/proto/relay/tests"] {
+    for folder in ["relay/tests", "relay/tests/abuse", "dataplane/src/proto/relay/tests"] {
         for entry in std::fs::read_dir(root.join(folder)).unwrap().map(Result::unwrap) {
             if entry.path().extension().is_some_and(|extension| extension == "rs") {
                 sources += &std::fs::read_to_string(entry.path()).unwrap();
