@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use crate::proto::time::Instant;
 
-/// How long a round waits for more: less than a tenth of the shortest round trip between two sites.
-const GATHER: Duration = Duration::from_micros(50);
+/// How long a round waits for more: network cards choose 20 to 100 µs.
+const GATHER: Duration = Duration::from_micros(80);
 /// Frames a second from which on it waits, and below which it stops doing so.
 const RATES: (f64, f64) = (100_000.0, 50_000.0);
 /// How often the rate is looked at.
