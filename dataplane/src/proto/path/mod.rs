@@ -8,6 +8,7 @@
 pub mod backoff;
 pub mod candidate;
 pub mod choice;
+pub mod direct;
 pub mod liveness;
 pub mod message;
 pub mod nat;
