@@ -12,7 +12,7 @@ use crate::engine::driver::{Driver, RecvBuffer, Token};
 use crate::proto::drop_reason::{DropCounters, DropReason};
 use crate::proto::error::FrameError;
 use crate::proto::id::RelayId;
-use crate::proto::node::{Checksum, Event, Node, Outgoing, Received};
+use crate::proto::node::{Checksum, Event, Node, Outgoing, Received, Target};
 use crate::proto::time::{Instant, Now};
 use crate::proto::wire::data::{DATA_HEADROOM, DATA_OVERHEAD, VIA_PREFIX_LEN, via_header};
 use crate::proto::wire::frame::{FrameHeader, FrameType, HEADER_LEN};
@@ -34,7 +34,7 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
             let (head, body) = space.split_at_mut(lead);
             body[DATA_HEADROOM..DATA_HEADROOM + length].copy_from_slice(packet);
             match self.node.handle_packet(body, Checksum::Complete, now) {
-                Outgoing::Send { relay: chosen, via: through, frame } => {
+                Outgoing::Send { target: Target::Relay { relay: chosen, via: through }, frame } => {
                     let header = through.map(|id| via_header(id, frame.len()));
                     if (chosen, through) == guess && frame.start == 0 {
                         if let Some(Ok(header)) = header {
@@ -47,13 +47,15 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
                         elsewhere = Some((chosen, through));
                     }
                 }
+                // Without a UDP socket the machine has no direct paths.
+                Outgoing::Send { target: Target::Direct(_), .. } => self.drops.count(DropReason::NoPath),
                 Outgoing::Queued | Outgoing::Dropped(_) => {}
             }
         } else {
             self.scratch.clear();
             self.scratch.resize(DATA_OVERHEAD + length, 0);
             self.scratch[DATA_HEADROOM..DATA_HEADROOM + length].copy_from_slice(packet);
-            if let Outgoing::Send { relay, via, frame } =
+            if let Outgoing::Send { target: Target::Relay { relay, via }, frame } =
                 self.node.handle_packet(&mut self.scratch, Checksum::Complete, now)
             {
                 self.scratch.truncate(frame.end);
@@ -136,7 +138,8 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
     pub(super) fn drain(&mut self, now: Now) {
         loop {
             self.scratch.clear();
-            let Some(relay) = self.node.poll_transmit(&mut self.scratch) else { break };
+            let Some(target) = self.node.poll_transmit(&mut self.scratch) else { break };
+            let Target::Relay { relay, .. } = target else { continue };
             let Some(link) = self.links.of_relay(relay) else { continue };
             let pushed = if is_bulk(&self.scratch) {
                 link.outbox.push(&self.scratch, now.instant)

@@ -74,6 +74,11 @@ pub enum Inner {
 }
 
 impl Inner {
+    /// Whether a plaintext is one of these.
+    pub fn is_about_paths(text: &[u8]) -> bool {
+        matches!(text.first(), Some(&(PROBE | PROBE_ACK | CALL)))
+    }
+
     /// Reads one. `None`: unknown, or malformed.
     pub fn parse(text: &[u8]) -> Option<Self> {
         let (&[kind, flags], rest) = text.split_first_chunk::<2>()?;

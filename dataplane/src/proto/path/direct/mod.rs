@@ -34,7 +34,7 @@ use rand_core::RngCore;
 use self::keepalive::{Keepalive, Lifetime};
 use self::punch::{Punch, State};
 use self::track::{Due, Purpose, Track};
-use super::candidate::{Candidates, Kind};
+use super::candidate::{Candidate, Candidates, Kind};
 use super::message::{Call, Inner, Probe, ProbeAck};
 use super::nat::NatBehaviour;
 use crate::proto::time::Instant;
@@ -130,6 +130,12 @@ pub struct Settings {
     pub wanted: u16,
 }
 
+impl Default for Settings {
+    fn default() -> Self {
+        Self { keepalive: keepalive::SHORT, wanted: mtu::BASE }
+    }
+}
+
 /// A probe whose answer may come.
 #[derive(Clone, Copy, Debug)]
 struct Asked {
@@ -170,8 +176,10 @@ pub struct PathInfo {
 }
 
 /// See the [module](self).
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Direct {
+    /// When it was last called.
+    clock: Instant,
     settings: Settings,
     punch: Punch,
     tracks: Vec<Track>,
@@ -180,25 +188,30 @@ pub struct Direct {
     asked_back: VecDeque<(Place, Instant)>,
     follow: Option<Follow>,
     lifetime: Lifetime,
-    announced: Vec<(Place, u32, Instant)>,
+    /// Where a move is still to be told, how often, and when.
+    telling: Vec<(Place, u32, Instant)>,
     outputs: VecDeque<Output>,
 }
 
 impl Direct {
-    /// Without any path.
-    pub fn new(settings: Settings) -> Self {
-        Self {
-            settings,
-            punch: Punch::default(),
-            tracks: Vec::new(),
-            selected: None,
-            asked: VecDeque::new(),
-            asked_back: VecDeque::new(),
-            follow: None,
-            lifetime: Lifetime::default(),
-            announced: Vec::new(),
-            outputs: VecDeque::new(),
-        }
+    /// How paths are made from now on.
+    pub const fn configure(&mut self, settings: Settings) {
+        self.settings = settings;
+    }
+
+    /// What the controller says of the peer's addresses: they are asked until the peer itself tells.
+    pub fn announced(&mut self, candidates: impl Iterator<Item = Candidate>) {
+        self.punch.announced(candidates);
+    }
+
+    /// Whether the peer is known to be there.
+    pub fn knows(&self, place: Place) -> bool {
+        self.tracks.iter().any(|track| track.place == place)
+    }
+
+    /// Whether [`Direct::poll_output`] has something.
+    pub fn has_output(&self) -> bool {
+        !self.outputs.is_empty()
     }
 
     /// A path is wanted: there is a session.
@@ -213,7 +226,7 @@ impl Direct {
     pub fn stop(&mut self) {
         self.tracks.clear();
         self.asked.clear();
-        self.announced.clear();
+        self.telling.clear();
         self.follow = None;
         self.punch.reset();
         if self.selected.take().is_some() {
@@ -288,7 +301,7 @@ impl Direct {
         if asked.place != place {
             return self.ask_back(place, context);
         }
-        self.announced.retain(|(announced, ..)| *announced != place);
+        self.telling.retain(|(announced, ..)| *announced != place);
         let rtt = now.saturating_since(asked.sent);
         if self.track_mut(place).is_none() {
             self.add_track(place, asked.kind, context);
@@ -327,6 +340,7 @@ impl Direct {
         }
         match self.punch.state {
             State::Sampling { .. } => self.punch.sampled(now),
+            State::Trying { .. } if new_addresses => self.call(None, context),
             State::Trying { .. } => {}
             // The peer should know.
             _ if new_addresses => self.punch.restart(now),
@@ -345,10 +359,10 @@ impl Direct {
     /// This node is on another network: the peer is told on every path, and each must show that it still works.
     pub fn moved(&mut self, context: &mut Context<'_>) {
         let now = context.now;
-        self.announced.clear();
+        self.telling.clear();
         for track in &mut self.tracks {
             track.doubt(now);
-            self.announced.push((track.place, MOVED_PROBES, now));
+            self.telling.push((track.place, MOVED_PROBES, now));
         }
         if !context.local.candidates.is_empty() {
             self.punch.restart(now);
@@ -358,6 +372,7 @@ impl Direct {
 
     /// Does what is due.
     pub fn handle_timeout(&mut self, context: &mut Context<'_>) {
+        self.clock = context.now;
         self.expire(context);
         self.announce(context);
         self.watch(context);
@@ -366,11 +381,12 @@ impl Direct {
     }
 
     /// When [`Direct::handle_timeout`] wants to be called.
-    pub fn poll_timeout(&self, now: Instant) -> Option<Instant> {
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let now = self.clock;
         let asked = self.asked.front().map(|asked| asked.sent + ANSWER_WITHIN);
         let used = self.selected.map(|selected| selected.place);
         let tracks = self.tracks.iter().map(|track| track.next(used == Some(track.place), now)).min();
-        let announced = self.announced.iter().map(|(.., at)| *at).min();
+        let announced = self.telling.iter().map(|(.., at)| *at).min();
         // A faster path may be taken when the present one was held for long enough.
         let held =
             self.selected.filter(|_| self.tracks.len() > 1).map(|s| s.since + HOLD).filter(|at| *at > now);
@@ -427,7 +443,7 @@ impl Direct {
             return;
         }
         let id = context.rng.next_u64();
-        let moved = self.announced.iter().any(|(announced, ..)| *announced == place);
+        let moved = self.telling.iter().any(|(announced, ..)| *announced == place);
         self.asked.push_back(Asked { id, place, kind, purpose, sent: context.now });
         let datagram = if let Purpose::Size(size) = purpose { size } else { 0 };
         self.outputs.push_back(Output::Send { place, message: Inner::Probe(Probe { id, moved }), datagram });
@@ -450,15 +466,15 @@ impl Direct {
     fn announce(&mut self, context: &mut Context<'_>) {
         let now = context.now;
         let due: Vec<Place> =
-            self.announced.iter().filter(|(.., at)| *at <= now).map(|(place, ..)| *place).collect();
+            self.telling.iter().filter(|(.., at)| *at <= now).map(|(place, ..)| *place).collect();
         for place in due {
             self.ask(place, Kind::Observed, Purpose::Live, context);
         }
-        for (_, left, at) in self.announced.iter_mut().filter(|(.., at)| *at <= now) {
+        for (_, left, at) in self.telling.iter_mut().filter(|(.., at)| *at <= now) {
             *left -= 1;
             *at = now + PROBE_INTERVAL;
         }
-        self.announced.retain(|(_, left, _)| *left > 0);
+        self.telling.retain(|(_, left, _)| *left > 0);
     }
 
     /// Does what is due on the paths that there are.

@@ -189,6 +189,13 @@ impl Punch {
             .map(|candidate| Birthday::new(candidate.address.ip(), now));
     }
 
+    /// What the controller says, as long as the peer itself has said nothing.
+    pub(super) fn announced(&mut self, candidates: impl Iterator<Item = Candidate>) {
+        if !self.called {
+            self.remote = candidates.filter(|candidate| may_be_asked(candidate.address, false)).collect();
+        }
+    }
+
     /// What is due, one at a time.
     pub(super) fn poll(&mut self, now: Instant) -> Option<Due> {
         match &mut self.state {
