@@ -202,6 +202,8 @@ pub struct Internet {
     pub servers: Vec<Faces>,
     /// Datagrams with more bytes of UDP payload than this are lost.
     pub mtu: usize,
+    /// Hosts behind one NAT do not reach each other's own addresses.
+    pub isolated: bool,
     /// Pairs of machines between which nothing passes.
     pub cut: BTreeSet<(usize, usize)>,
 }
@@ -227,7 +229,7 @@ impl Internet {
         let inner = SocketAddr::new(host.ip, port);
         // On the same network: directly.
         let neighbour = self.hosts.iter().find(|(_, other)| other.ip == to.ip() && other.nat == host.nat);
-        if let Some((&other, _)) = neighbour.filter(|_| host.nat.is_some() || !is_private(to.ip())) {
+        if let Some((&other, _)) = neighbour.filter(|_| !self.isolated) {
             return self.arrive(machine, other, to.port(), inner);
         }
         let from = match host.nat {

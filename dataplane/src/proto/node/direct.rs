@@ -172,7 +172,12 @@ impl Node {
         buffer.resize(length, 0);
         let session = peer.sessions.sealing(now.instant);
         if session.is_some_and(|session| session.seal(route, Flags::NONE, &mut buffer).is_ok()) {
+            // A path that is kept needs a session, also while nobody uses it.
+            let renew = now.instant >= peer.renew_at && peer.direct.info().is_some();
             self.outbox.send(&mut self.relays, target, buffer, now.instant);
+            if renew {
+                self.want_session(key, now);
+            }
         }
     }
 }

@@ -43,6 +43,7 @@ impl Node {
         local.has_v4 = endpoints.port4.is_some();
         local.has_v6 = endpoints.port6.is_some();
         local.extra_sockets = endpoints.extra_sockets.min(MAX_EXTRA_SOCKETS);
+        local.mapped_at = None;
         self.net.endpoints = endpoints;
         self.net.servers.clear();
         self.net.discoveries.clear();
@@ -124,6 +125,8 @@ impl Node {
             None => self.timers.clear(Timer::Stun),
         }
         if changed {
+            let seen = self.net.discoveries.iter().any(|discovery| discovery.mapped().is_some());
+            self.net.local.mapped_at = seen.then_some(now.instant);
             self.local_changed(now);
         }
     }

@@ -68,6 +68,11 @@ impl World {
         }
     }
 
+    /// Hands a datagram to a machine as if it had come from `from` now.
+    pub fn inject_datagram(&mut self, machine: usize, from: SocketAddr, bytes: Vec<u8>) {
+        self.datagram_arrives(Arrival::Host { machine, port: PORT, from }, bytes);
+    }
+
     /// A machine sends a datagram.
     pub(super) fn send_datagram(&mut self, machine: usize, place: Place, bytes: Vec<u8>) {
         self.datagrams += 1;

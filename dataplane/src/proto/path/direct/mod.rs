@@ -34,6 +34,7 @@ use rand_core::RngCore;
 use self::keepalive::{Keepalive, Lifetime};
 use self::punch::{Punch, State};
 use self::track::{Due, Purpose, Track};
+use super::backoff::jitter;
 use super::candidate::{Candidate, Candidates, Kind};
 use super::message::{Call, Inner, Probe, ProbeAck};
 use super::nat::NatBehaviour;
@@ -78,6 +79,8 @@ pub struct Local {
     pub candidates: Candidates,
     /// What the NAT does to IPv4.
     pub nat: NatBehaviour,
+    /// When a server last saw the mapped address.
+    pub mapped_at: Option<Instant>,
     /// Networks that this node is connected to: what is in them is LAN.
     pub networks: Vec<IpNet>,
     /// Sockets that the shell would open for a search.
@@ -456,7 +459,9 @@ impl Direct {
             let Some(track) = self.track_mut(asked.place) else { continue };
             let idle = track.idle();
             if track.lost(asked.purpose, now) {
-                self.lifetime.went_down(idle, now);
+                if asked.purpose == Purpose::Keepalive {
+                    self.lifetime.went_down(idle, now);
+                }
                 self.drop_track(asked.place, context);
             }
         }
@@ -555,7 +560,7 @@ impl Direct {
         let (local, now) = (context.local, context.now);
         while let Some(due) = self.punch.poll(now) {
             match due {
-                punch::Due::Try if local.candidates.is_empty() => self.punch.over(true, now),
+                punch::Due::Try if local.candidates.is_empty() => self.punch.over(true, Duration::ZERO, now),
                 punch::Due::Try => {
                     if self.punch.begin_try(local, now) {
                         self.outputs.push_back(Output::Refresh);
@@ -567,12 +572,16 @@ impl Direct {
                 }
                 punch::Due::Again => self.call(None, context),
                 punch::Due::Probe => self.search(context),
-                punch::Due::Over => self.punch.over(self.selected.is_some(), now),
+                punch::Due::Over => {
+                    let jitter = jitter(context.rng, punch::JITTER);
+                    self.punch.over(self.selected.is_some(), jitter, now);
+                }
             }
         }
-        if self.selected.is_none()
-            && let Some(birthday) = &mut self.punch.birthday
-        {
+        if self.selected.is_some() {
+            self.punch.birthday = None;
+        }
+        if let Some(birthday) = &mut self.punch.birthday {
             for remote in birthday.batch(context.rng, now) {
                 self.ask(Place { socket: SocketId(0), remote }, Kind::Stun, Purpose::Search, context);
             }
@@ -580,16 +589,24 @@ impl Direct {
     }
 
     fn call(&mut self, answer: Option<u32>, context: &Context<'_>) {
+        let mut candidates = context.local.candidates.clone();
+        if let Some(earlier) = self.punch.earlier().filter(|_| context.local.nat.step().is_some()) {
+            candidates.add(earlier);
+        }
         self.outputs.push_back(Output::Call(Call {
             round: answer.unwrap_or(self.punch.round),
             reply: answer.is_some(),
             nat: context.local.nat,
-            candidates: context.local.candidates.iter().copied().collect(),
+            candidates: candidates.iter().copied().collect(),
         }));
     }
 
     fn search(&mut self, context: &mut Context<'_>) {
-        for (place, kind) in self.punch.targets(context.local) {
+        let targets = self.punch.targets(context.local);
+        if !targets.is_empty() {
+            self.punch.note_asked(context.local);
+        }
+        for (place, kind) in targets {
             if self.track_mut(place).is_none() {
                 self.ask(place, kind, Purpose::Search, context);
             }

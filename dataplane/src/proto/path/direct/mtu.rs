@@ -81,6 +81,11 @@ impl MtuSearch {
         self.good
     }
 
+    /// Whether not even the base passes.
+    pub(super) const fn is_hopeless(&self) -> bool {
+        self.good == 0 && matches!(self.base, Question::None)
+    }
+
     /// A size to ask for now.
     pub(super) fn poll(&mut self, in_use: bool, now: Instant) -> Option<u16> {
         if let Some(size) = self.base.take().or_else(|| self.question.take()) {
@@ -205,6 +210,7 @@ mod tests {
         let mut search = MtuSearch::new(1441, Instant::ZERO);
         run(&mut search, 1000, Instant::ZERO);
         assert_eq!(search.good(), 0);
+        assert!(search.is_hopeless());
     }
 
     #[test]

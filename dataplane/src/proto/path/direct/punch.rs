@@ -1,9 +1,9 @@
 //! Opening the way: both ends ask each other's addresses at the same time, until one of the questions is answered.
 //!
 //! ```text
-//! try ─► (a NAT that counts: look at its newest port) ─► CALL over the relay ─► CALL answered ─► probes every 250 ms
+//! try ─► (a look at the mapped address, if it may be another one) ─► CALL over the relay ─► CALL answered ─► probes every 250 ms
 //!  ▲                                                                                               │ 5 s
-//!  └──────────────── 2 s, three tries; then 30 s, doubling to 10 min ◄───── nothing ───────────────┤
+//!  └──────────────── 2 s, three tries; then 15 s, doubling to 5 min ◄────── nothing ───────────────┤
 //!                                                                            a path: done ◄────────┘
 //! ```
 //!
@@ -11,6 +11,7 @@
 //! the peer's candidates, best first; then, where ports are drawn at random and there is nothing better, a bounded search
 //! ([`super::super::nat::birthday`]). Everything but the private addresses of a network that is not ours is asked at once.
 
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ use crate::proto::time::Instant;
 pub const TRY: Duration = Duration::from_secs(5);
 /// Between tries.
 pub const PAUSE: Duration = Duration::from_secs(2);
+/// A wait may be so much longer.
+pub(super) const JITTER: Duration = Duration::from_millis(500);
 /// Tries in a row.
 pub const TRIES: u32 = 3;
 /// Between two rounds of probes.
@@ -34,13 +37,17 @@ pub(super) const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 const CALL_AGAIN: Duration = Duration::from_secs(1);
 /// How long a look at the newest port may take.
 const SAMPLE: Duration = Duration::from_secs(1);
+/// A mapped address that was seen so recently is taken to be there still.
+const FRESH: Duration = Duration::from_secs(10);
 /// After three tries, doubling.
-const REST: Duration = Duration::from_secs(30);
-const LONGEST_REST: Duration = Duration::from_mins(10);
+const REST: Duration = Duration::from_secs(15);
+const LONGEST_REST: Duration = Duration::from_mins(5);
 /// When there is a path, the others are asked for a little longer: there may be a better one.
 const AFTERGLOW: Duration = Duration::from_secs(1);
 /// Addresses asked in one round.
 const MAX_TARGETS: usize = 64;
+/// Earlier newest ports of a peer whose NAT counts.
+const MAX_NEWEST: usize = 3;
 /// Sockets that one end opens for a search at most.
 pub const MAX_EXTRA_SOCKETS: u16 = 256;
 
@@ -80,11 +87,18 @@ pub(super) struct Punch {
     pub(super) birthday: Option<Birthday>,
     tries: u32,
     rests: u32,
+    /// Until when this end was waiting when the peer called.
+    resume: Option<Instant>,
     /// When to call again, while the peer has not answered.
     call_again: Option<Instant>,
     pub(super) remote: Candidates,
     pub(super) remote_nat: NatBehaviour,
     pub(super) called: bool,
+    /// The peer's newest ports as it told them, newest first: what its NAT gave it for us after an earlier try is still there.
+    newest: VecDeque<SocketAddr>,
+    /// The peer's address that was asked first since it is that one, and the newest port of this node's NAT then: the mapping that was made
+    /// for it follows that port, as long as tries keep it alive.
+    asked_from: Option<(SocketAddr, Candidate)>,
 }
 
 impl Default for Punch {
@@ -95,10 +109,13 @@ impl Default for Punch {
             birthday: None,
             tries: 0,
             rests: 0,
+            resume: None,
             call_again: None,
             remote: Candidates::default(),
             remote_nat: NatBehaviour::default(),
             called: false,
+            newest: VecDeque::new(),
+            asked_from: None,
         }
     }
 }
@@ -117,6 +134,7 @@ impl Punch {
         self.tries = 0;
         self.rests = 0;
         self.call_again = None;
+        self.resume = None;
         self.state = State::Waiting { until: now };
     }
 
@@ -146,12 +164,18 @@ impl Punch {
         self.sample(local, None, now)
     }
 
-    /// Waits for the newest port, if this node's NAT counts.
+    /// Waits for the mapped address as it is now: if this node's NAT counts, or may have forgotten.
     pub(super) fn sample(&mut self, local: &Local, answer: Option<u32>, now: Instant) -> bool {
-        let counts = local.nat.step().is_some();
-        let until = if counts { now + SAMPLE } else { now };
+        let stale = local.mapped_at.is_some_and(|at| now.saturating_since(at) > FRESH);
+        let wanted = local.nat.step().is_some() || stale;
+        let until = if wanted { now + SAMPLE } else { now };
+        if let State::Waiting { until } = self.state
+            && answer.is_some()
+        {
+            self.resume = Some(until);
+        }
         self.state = State::Sampling { until, answer };
-        counts
+        wanted
     }
 
     /// The newest port is known.
@@ -174,6 +198,14 @@ impl Punch {
         self.remote = candidates.copied().collect();
         self.remote_nat = call.nat;
         self.called = true;
+        if call.nat.step().is_some() {
+            for candidate in self.remote.iter().filter(|candidate| is_counted(candidate)) {
+                let address = candidate.address;
+                self.newest.retain(|known| *known != address && known.ip() == address.ip());
+                self.newest.push_front(address);
+                self.newest.truncate(MAX_NEWEST);
+            }
+        }
         if call.reply {
             self.call_again = None;
             if let State::Trying { next, .. } = &mut self.state {
@@ -194,6 +226,22 @@ impl Punch {
         if !self.called {
             self.remote = candidates.filter(|candidate| may_be_asked(candidate.address, false)).collect();
         }
+    }
+
+    /// The targets are about to be asked.
+    pub(super) fn note_asked(&mut self, local: &Local) {
+        let counted = |list: &Candidates| list.iter().copied().find(is_counted);
+        if let (Some(theirs), Some(own)) = (counted(&self.remote), counted(&local.candidates))
+            && local.nat.step().is_some()
+            && self.asked_from.is_none_or(|(asked, _)| asked != theirs.address)
+        {
+            self.asked_from = Some((theirs.address, own));
+        }
+    }
+
+    /// A port of this node's NAT after which the peer may find what was made for it at an earlier try.
+    pub(super) fn earlier(&self) -> Option<Candidate> {
+        self.asked_from.map(|(_, own)| own)
     }
 
     /// What is due, one at a time.
@@ -217,20 +265,25 @@ impl Punch {
         }
     }
 
-    /// A try is over; `found`: there is a path.
-    pub(super) fn over(&mut self, found: bool, now: Instant) {
+    /// A try is over; `found`: there is a path. `jitter` keeps both ends from beginning the next one together, each with a port that the other
+    /// one's beginning makes old.
+    pub(super) fn over(&mut self, found: bool, jitter: Duration, now: Instant) {
         self.birthday = None;
         self.call_again = None;
+        let resume = self.resume.take();
         self.state = if found {
             self.tries = 0;
             State::Idle
+        } else if let Some(until) = resume {
+            // It was the peer's try: what this end waited for goes on.
+            State::Waiting { until: until.max(now + PAUSE) }
         } else if self.tries < TRIES {
-            State::Waiting { until: now + PAUSE }
+            State::Waiting { until: now + PAUSE + jitter }
         } else {
             let rest = (REST * 2u32.saturating_pow(self.rests)).min(LONGEST_REST);
             self.rests = (self.rests + 1).min(8);
             self.tries = 0;
-            State::Waiting { until: now + rest }
+            State::Waiting { until: now + rest + jitter }
         };
     }
 
@@ -253,14 +306,12 @@ impl Punch {
             return Vec::new();
         }
         let foretold = self.remote_nat.step().filter(|_| local.nat.class() >= NatClass::PortRestricted);
-        let is_foretold = |candidate: &&Candidate| {
-            candidate.kind == Kind::Stun && candidate.address.is_ipv4() && foretold.is_some()
-        };
+        let is_foretold = |candidate: &Candidate| is_counted(candidate) && foretold.is_some();
         let mut addresses: Vec<(SocketAddr, Kind)> = Vec::new();
-        for candidate in self.remote.iter().filter(is_foretold) {
-            addresses.extend(
-                next_addresses(candidate.address, foretold.unwrap_or(1)).map(|address| (address, Kind::Stun)),
-            );
+        for newest in self.newest.iter().filter(|_| foretold.is_some()) {
+            let next = next_addresses(*newest, foretold.unwrap_or(1)).map(|address| (address, Kind::Stun));
+            let new: Vec<_> = next.filter(|target| !addresses.contains(target)).collect();
+            addresses.extend(new);
         }
         let asked =
             self.remote.iter().filter(|candidate| !is_foretold(candidate) && local.may_ask(candidate));
@@ -280,6 +331,11 @@ impl Punch {
         }
         targets
     }
+}
+
+/// Whether a candidate is the newest port of a NAT that may count.
+fn is_counted(candidate: &Candidate) -> bool {
+    candidate.kind == Kind::Stun && candidate.address.is_ipv4()
 }
 
 impl Local {

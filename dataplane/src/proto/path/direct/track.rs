@@ -151,7 +151,7 @@ impl Track {
         match purpose {
             Purpose::Size(size) => {
                 self.mtu.lost(size, now);
-                return false;
+                return self.mtu.is_hopeless();
             }
             Purpose::Keepalive => {
                 self.touching = false;

@@ -53,6 +53,8 @@ pub struct Discovery {
     behaviour: NatBehaviour,
     mapped: Option<SocketAddr>,
     samples_left: usize,
+    /// The samples are also to show by how much ports go up.
+    looks_for_step: bool,
     next_refresh: Instant,
     outbox: VecDeque<(SocketAddr, Vec<u8>)>,
     changed: bool,
@@ -101,6 +103,7 @@ impl Discovery {
             behaviour: NatBehaviour::default(),
             mapped: None,
             samples_left: 0,
+            looks_for_step: false,
             next_refresh: now + REFRESH,
             outbox: VecDeque::new(),
             changed: false,
@@ -140,6 +143,11 @@ impl Discovery {
         let sampling = self.tests.iter().any(|(test, _)| matches!(test, Test::Sample));
         if !sampling {
             self.samples_left = if self.behaviour.is_symmetric() { MAX_SAMPLES } else { 1 };
+            self.looks_for_step = self.behaviour.is_symmetric() && self.behaviour.step().is_none();
+            if self.looks_for_step {
+                // Too much else was going on when the ports were compared, perhaps.
+                self.ports.clear();
+            }
             self.sample(rng, now);
             self.send_due(now);
         }
@@ -211,10 +219,14 @@ impl Discovery {
         if test == Test::Sample {
             // A mapping that was there before says nothing about the next one.
             let stale = self.behaviour.is_symmetric() && before == Some(answer.mapped);
-            self.samples_left = if stale { self.samples_left.saturating_sub(1) } else { 0 };
+            let more = stale || (self.looks_for_step && self.ports.is_empty());
+            self.samples_left = if more { self.samples_left.saturating_sub(1) } else { 0 };
             self.changed |= self.samples_left == 0;
             if stale {
                 return;
+            }
+            if self.looks_for_step && transaction.is_first() {
+                self.ports.push(Some(answer.mapped.port()));
             }
         }
         self.mapped = Some(answer.mapped);
@@ -308,7 +320,7 @@ impl Discovery {
             Ports::Preserving
         } else if let Some(step) = step_of(&ports).filter(|_| !same) {
             Ports::Counting(step)
-        } else if !same && ports.len() > 2 {
+        } else if !same && ports.len() > 1 {
             Ports::Random
         } else {
             Ports::Unknown
