@@ -14,6 +14,8 @@ use crate::proto::wire::control::{AuthRequest, AuthResponse, ErrorMessage, GoAwa
 use crate::proto::wire::data::{DATA_HEADROOM, TAG_LEN};
 use crate::proto::wire::frame::{Flags, FrameType, Frames, HEADER_LEN, write_frame};
 
+mod direct;
+
 const ONE: RelayId = RelayId(1);
 const TWO: RelayId = RelayId(2);
 
