@@ -279,19 +279,16 @@ impl Internet {
             .iter()
             .enumerate()
             .find(|(_, nat)| nat.kind.mapping != Mapping::Direct && nat.outer == to.ip());
-        let (to, nat) = match inner {
-            Some((number, nat)) => {
-                if sender_nat == Some(number) && !nat.kind.hairpin {
-                    return None;
-                }
-                (nat.inside(from, to, now)?, Some(number))
+        let (to, nat) = if let Some((number, nat)) = inner {
+            if sender_nat == Some(number) && !nat.kind.hairpin {
+                return None;
             }
-            None => {
-                let host = self.hosts.values().find(|host| host.ip == to.ip())?;
-                match host.nat {
-                    Some(number) => (self.nats[number].inside(from, to, now)?, Some(number)),
-                    None => (to, None),
-                }
+            (nat.inside(from, to, now)?, Some(number))
+        } else {
+            let host = self.hosts.values().find(|host| host.ip == to.ip())?;
+            match host.nat {
+                Some(number) => (self.nats[number].inside(from, to, now)?, Some(number)),
+                None => (to, None),
             }
         };
         let (&machine, _) = self.hosts.iter().find(|(_, host)| host.ip == to.ip() && host.nat == nat)?;

@@ -90,7 +90,7 @@ impl Node {
     pub(super) fn direct_due(&mut self, key: PeerKey, now: Now) {
         let due = self.directory.get(key).and_then(|peer| peer.direct.poll_timeout());
         if due.is_some_and(|at| at <= now.instant) {
-            self.with_direct(key, now, |direct, context| direct.handle_timeout(context));
+            self.with_direct(key, now, Direct::handle_timeout);
         }
     }
 

@@ -7,7 +7,7 @@ use super::Node;
 use super::api::{Event, LocalEndpoints};
 use super::timer::Timer;
 use crate::proto::path::candidate::{Candidate, Candidates, Kind, may_be_asked};
-use crate::proto::path::direct::{Local, MAX_EXTRA_SOCKETS, Place};
+use crate::proto::path::direct::{Direct, Local, MAX_EXTRA_SOCKETS, Place, SocketId};
 use crate::proto::path::nat::{Discovery, NatBehaviour};
 use crate::proto::routing::table::PeerKey;
 use crate::proto::time::Now;
@@ -38,7 +38,7 @@ impl Node {
         let moved = !before.is_empty() && !before.is_subset(&ips(&endpoints));
         let local = &mut self.net.local;
         local.networks =
-            endpoints.addresses.iter().map(|net| net.trunc()).filter(|net| net.prefix_len() > 0).collect();
+            endpoints.addresses.iter().map(ipnet::IpNet::trunc).filter(|net| net.prefix_len() > 0).collect();
         local.loopback = endpoints.addresses.iter().any(|net| net.addr().is_loopback());
         local.has_v4 = endpoints.port4.is_some();
         local.has_v6 = endpoints.port6.is_some();
@@ -51,7 +51,7 @@ impl Node {
         self.ask_servers(now);
         if moved {
             for key in self.connected() {
-                self.with_direct(key, now, |direct, context| direct.moved(context));
+                self.with_direct(key, now, Direct::moved);
                 self.arm(key);
             }
         }
@@ -115,7 +115,7 @@ impl Node {
         let mut changed = false;
         for discovery in &mut self.net.discoveries {
             while let Some((remote, datagram)) = discovery.poll_transmit() {
-                let place = Place { socket: crate::proto::path::direct::SocketId(0), remote };
+                let place = Place { socket: SocketId(0), remote };
                 self.outbox.transmits.push_back((super::Target::Direct(place), datagram));
             }
             changed |= discovery.take_change();

@@ -42,7 +42,9 @@ fn direct_pair() -> ([Node; 2], [Place; 2]) {
                 }
             }
         }
-        nodes.iter_mut().for_each(|node| node.handle_timeout(at(ms)));
+        for node in &mut nodes {
+            node.handle_timeout(at(ms));
+        }
     }
     (nodes, places)
 }

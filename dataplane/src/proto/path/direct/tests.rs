@@ -216,7 +216,7 @@ fn a_path_that_loses_much_is_left_and_taken_again_when_it_is_clean_for_a_while()
     let count = std::cell::Cell::new(0u32);
     let half = |_: Place, _: Instant| {
         count.set(count.get() + 1);
-        (count.get() % 3 == 0).then_some(MS(20))
+        count.get().is_multiple_of(3).then_some(MS(20))
     };
     let begin = lab.now;
     while lab.in_use().is_some() {

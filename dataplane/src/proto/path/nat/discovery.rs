@@ -334,7 +334,9 @@ impl Discovery {
         {
             let ips = [server.ip(), other.ip()];
             for port in [server.port(), other.port()] {
-                ips.iter().for_each(|ip| self.add_place(SocketAddr::new(*ip, port)));
+                for ip in ips {
+                    self.add_place(SocketAddr::new(ip, port));
+                }
             }
         }
         // One that answered before, unless the newest port is looked for; else whichever.

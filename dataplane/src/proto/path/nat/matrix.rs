@@ -49,14 +49,14 @@ pub const fn feasibility(one: NatClass, other: NatClass) -> Feasibility {
 pub const fn expectation(one: &NatBehaviour, other: &NatBehaviour) -> Expectation {
     match feasibility(one.class(), other.class()) {
         Feasibility::Easy => Expectation::Direct,
-        Feasibility::Difficult if can_foretell(one) && can_foretell(other) => Expectation::Direct,
+        Feasibility::Difficult if can_foretell(*one) && can_foretell(*other) => Expectation::Direct,
         Feasibility::Infeasible if one.step().is_some() && other.step().is_some() => Expectation::Direct,
         Feasibility::Difficult | Feasibility::Infeasible => Expectation::Perhaps,
     }
 }
 
 /// Whether the port for a new destination is known beforehand.
-const fn can_foretell(nat: &NatBehaviour) -> bool {
+const fn can_foretell(nat: NatBehaviour) -> bool {
     !matches!(nat.class(), NatClass::Symmetric) || matches!(nat.ports, Ports::Preserving | Ports::Counting(_))
 }
 

@@ -38,7 +38,7 @@ impl Nat {
         *self.table.entry(key).or_insert_with(|| {
             // 0: no order at all.
             *next = if step == 0 { (*next * 7919 + 12_345) % 60_000 + 2000 } else { *next + step };
-            SocketAddr::from((OUTER, *next as u16))
+            SocketAddr::from((OUTER, u16::try_from(*next).unwrap()))
         })
     }
 
@@ -72,7 +72,7 @@ impl Lab {
 
     fn lost(&mut self) -> bool {
         self.count += 1;
-        self.count % self.lose_every == 0
+        self.count.is_multiple_of(self.lose_every)
     }
 
     /// Everything that happens in the next `secs` seconds, with 10 ms each way.
