@@ -28,8 +28,9 @@ const BUFFERS: u16 = 8;
 const BATCH: usize = 256;
 /// The waker's mark among tokens.
 const WAKER: u64 = u64::MAX;
-/// Reads between two waits, besides one of each that is ready.
-const EXTRA_TURNS: usize = 64;
+/// Bytes received between two waits, a read counting at least [`LEAST`]: what came for others meanwhile waits no longer.
+const ROUND: usize = 256 << 10;
+const LEAST: usize = 2 << 10;
 /// How long a listener rests when the process is out of descriptors or memory.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 
@@ -40,8 +41,8 @@ pub struct Epoll {
     reports: Vec<epoll::Event>,
     /// Descriptors that may have something to read; each at most once ([`Slot::queued`]).
     ready: VecDeque<Token>,
-    /// How many reads until the next wait. Who always has more must not keep others from being noticed.
-    turns: usize,
+    /// How many bytes until the next wait. Who always has more must not keep others from being noticed.
+    left: usize,
     /// Listeners that failed for want of resources: tried again after the next wait.
     resting: Vec<Token>,
     /// Events that are known already.
@@ -88,7 +89,7 @@ impl Epoll {
             slots: Slab::new(),
             reports: Vec::with_capacity(BATCH),
             ready: VecDeque::new(),
-            turns: 0,
+            left: 0,
             resting: Vec::new(),
             known: VecDeque::new(),
             waker,
@@ -446,7 +447,7 @@ impl Driver for Epoll {
             }
         }
         self.reports = reports;
-        self.turns = self.ready.len() + EXTRA_TURNS;
+        self.left = ROUND;
         for listener in std::mem::take(&mut self.resting) {
             self.enqueue(listener);
         }
@@ -471,12 +472,21 @@ impl Driver for Epoll {
             return Some(event);
         }
         while !self.free.is_empty()
-            && self.turns > 0
+            && self.left > 0
             && let Some(token) = self.ready.pop_front()
         {
-            self.turns -= 1;
-            if let Some(event) = self.read(token) {
-                return Some(event);
+            let event = self.read(token);
+            let len = match &event {
+                Some(
+                    Event::Received { buffer, .. }
+                    | Event::Datagram { buffer, .. }
+                    | Event::Packet { buffer, .. },
+                ) => buffer.len(),
+                _ => 0,
+            };
+            self.left = self.left.saturating_sub(len.max(LEAST));
+            if event.is_some() {
+                return event;
             }
             if !self.known.is_empty() {
                 return self.next_event();

@@ -11,6 +11,7 @@
 
 mod buffers;
 mod completion;
+mod direct;
 mod ring;
 mod slot;
 
@@ -27,6 +28,7 @@ use rustix::net::{SendFlags, Shutdown};
 
 use self::buffers::BufferGroup;
 use self::completion::owned;
+use self::direct::Direct;
 use self::ring::{Completion, Ring, unsupported};
 use self::slot::{Kind, NO_SLOT, Op, Slot};
 use super::driver::{Driver, Event, RecvBuffer, SendBuffer, Token, Waker};
@@ -54,8 +56,10 @@ pub struct Uring {
     groups: Vec<BufferGroup>,
     datagram_group: Option<u16>,
     slots: Slab<Slot>,
-    /// Descriptors whose receiving stopped for want of buffers.
+    /// Datagram sockets and devices whose receiving stopped for want of buffers.
     starved: VecDeque<Token>,
+    /// Streams for which that holds.
+    direct: Direct,
     resting: Vec<Token>,
     known: VecDeque<Event>,
     completions: Vec<Completion>,
@@ -79,6 +83,7 @@ impl Uring {
             datagram_group: None,
             slots: Slab::new(),
             starved: VecDeque::new(),
+            direct: Direct::new(),
             resting: Vec::new(),
             known: VecDeque::new(),
             completions: Vec::new(),
@@ -149,7 +154,7 @@ impl Uring {
     fn receive(&mut self, token: Token) -> io::Result<()> {
         let Some(slot) = self.slots.get_mut(token) else { return Ok(()) };
         let held = (slot.paused && slot.send_error.is_none()) || slot.closing || slot.dead;
-        if held || slot.receiving || slot.polling {
+        if held || slot.receiving || slot.polling || slot.starved {
             return Ok(());
         }
         let fd = Fd(slot.fd.as_raw_fd());
@@ -408,12 +413,14 @@ impl Driver for Uring {
 
     fn wait_gathering(&mut self, timeout: Option<Duration>, gather: Option<Duration>) -> io::Result<()> {
         self.feed_starved()?;
+        self.feed_waiting();
+        let left_over = !self.known.is_empty() || self.direct.is_ready();
         let gathered = match gather {
-            Some(gather) if self.known.is_empty() => self.ring.gather(gather)?,
+            Some(gather) if !left_over => self.ring.gather(gather)?,
             _ => false,
         };
         let timeout = match timeout {
-            _ if !self.known.is_empty() => Some(Duration::ZERO),
+            _ if left_over => Some(Duration::ZERO),
             Some(timeout) if !self.resting.is_empty() => Some(timeout.min(ACCEPT_REST)),
             None if !self.resting.is_empty() => Some(ACCEPT_REST),
             timeout => timeout,
@@ -425,6 +432,7 @@ impl Driver for Uring {
         self.ring.completions(&mut completions);
         let outcome = completions.drain(..).try_for_each(|completion| self.complete(completion));
         self.completions = completions;
+        self.direct.begin();
         for listener in std::mem::take(&mut self.resting) {
             self.receive(listener)?;
         }
@@ -433,7 +441,14 @@ impl Driver for Uring {
 
     fn next_event(&mut self) -> Option<Event> {
         loop {
-            let event = self.known.pop_front()?;
+            let event = match self.known.pop_front() {
+                Some(event) => event,
+                None => match self.read_directly() {
+                    Some(event) => event,
+                    None if self.known.is_empty() => return None,
+                    None => continue,
+                },
+            };
             let token = match &event {
                 Event::Woken => return Some(event),
                 Event::Accepted { listener, .. } => *listener,
@@ -462,6 +477,7 @@ impl Driver for Uring {
 
     fn bytes(&mut self, buffer: &RecvBuffer) -> &mut [u8] {
         let bytes = match self.groups.get_mut(usize::from(buffer.group)) {
+            None if buffer.group == direct::GROUP => self.direct.bytes(),
             Some(group) => group.bytes(buffer.index),
             None => &mut [],
         };
@@ -472,7 +488,11 @@ impl Driver for Uring {
     }
 
     fn recycle(&mut self, buffer: RecvBuffer) {
-        self.give_back(Some((buffer.group, buffer.index)));
+        if buffer.group == direct::GROUP {
+            self.direct.recycle();
+        } else {
+            self.give_back(Some((buffer.group, buffer.index)));
+        }
     }
 
     fn name(&self) -> &'static str {
