@@ -12,7 +12,7 @@ const READS: usize = 2_000;
 
 /// As much as the socket takes.
 fn fill(theirs: &mut TcpStream) {
-    let piece = [7; 64 << 10];
+    let piece = [7; 8 << 10];
     while theirs.write(&piece).is_ok() {}
 }
 

@@ -78,7 +78,7 @@ impl Uring {
                 let socket = owned(result);
                 // It may be gone again already.
                 if let Ok(peer) = socket::peer(&socket) {
-                    self.known.push_back(Event::Accepted { listener: token, socket, peer });
+                    self.later.push_back(Event::Accepted { listener: token, socket, peer });
                 }
             }
             (Kind::Stream, _) if result == 0 => {

@@ -99,7 +99,6 @@ impl Uring {
                     slot.starved = false;
                     let error = slot.send_error.take();
                     self.fail(token, error);
-                    return None;
                 }
                 Ok(len) if len == BUFFER => {
                     self.direct.queue(token);
@@ -116,7 +115,6 @@ impl Uring {
                     slot.starved = false;
                     let error = slot.send_error.take().unwrap_or_else(|| io::Error::from(error));
                     self.fail(token, Some(error));
-                    return None;
                 }
             }
         }

@@ -31,7 +31,7 @@ use self::completion::owned;
 use self::direct::Direct;
 use self::ring::{Completion, Ring, unsupported};
 use self::slot::{Kind, NO_SLOT, Op, Slot};
-use super::driver::{Driver, Event, RecvBuffer, SendBuffer, Token, Waker};
+use super::driver::{Driver, Event, LATER, RecvBuffer, SendBuffer, Token, Waker};
 use super::slab::Slab;
 use super::socket;
 
@@ -62,6 +62,10 @@ pub struct Uring {
     direct: Direct,
     resting: Vec<Token>,
     known: VecDeque<Event>,
+    /// Connections that came and went.
+    later: VecDeque<Event>,
+    /// How many of them until the next wait.
+    later_left: usize,
     completions: Vec<Completion>,
     waker: Waker,
     /// Operations whose last completion has not come.
@@ -86,6 +90,8 @@ impl Uring {
             direct: Direct::new(),
             resting: Vec::new(),
             known: VecDeque::new(),
+            later: VecDeque::new(),
+            later_left: 0,
             completions: Vec::new(),
             waker: Waker::new()?,
             in_flight: 0,
@@ -207,7 +213,7 @@ impl Uring {
             && !slot.dead
         {
             slot.dead = true;
-            self.known.push_back(Event::Closed { token, error });
+            self.later.push_back(Event::Closed { token, error });
         }
     }
 
@@ -414,7 +420,7 @@ impl Driver for Uring {
     fn wait_gathering(&mut self, timeout: Option<Duration>, gather: Option<Duration>) -> io::Result<()> {
         self.feed_starved()?;
         self.feed_waiting();
-        let left_over = !self.known.is_empty() || self.direct.is_ready();
+        let left_over = !self.known.is_empty() || !self.later.is_empty() || self.direct.is_ready();
         let gathered = match gather {
             Some(gather) if !left_over => self.ring.gather(gather)?,
             _ => false,
@@ -433,6 +439,7 @@ impl Driver for Uring {
         let outcome = completions.drain(..).try_for_each(|completion| self.complete(completion));
         self.completions = completions;
         self.direct.begin();
+        self.later_left = LATER;
         for listener in std::mem::take(&mut self.resting) {
             self.receive(listener)?;
         }
@@ -441,14 +448,11 @@ impl Driver for Uring {
 
     fn next_event(&mut self) -> Option<Event> {
         loop {
-            let event = match self.known.pop_front() {
-                Some(event) => event,
-                None => match self.read_directly() {
-                    Some(event) => event,
-                    None if self.known.is_empty() => return None,
-                    None => continue,
-                },
-            };
+            let event = self.known.pop_front().or_else(|| self.read_directly());
+            let event = event.or_else(|| {
+                self.later_left = self.later_left.checked_sub(1)?;
+                self.later.pop_front()
+            })?;
             let token = match &event {
                 Event::Woken => return Some(event),
                 Event::Accepted { listener, .. } => *listener,
