@@ -16,30 +16,30 @@
 //!   a planned change loses nothing, and what arrives twice is stopped by the session's window of counters.
 //! - What is remembered is bounded: candidates, probes, paths.
 
+mod api;
 pub mod keepalive;
 pub mod mtu;
 mod punch;
+mod select;
 #[cfg(test)]
 mod tests;
 mod track;
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use ipnet::IpNet;
-use rand_chacha::ChaCha20Rng;
 use rand_core::RngCore;
 
 use self::keepalive::{Keepalive, Lifetime};
 use self::punch::{Punch, State};
+use self::select::{HOLD, rank};
 use self::track::{Due, Purpose, Track};
 use super::backoff::jitter;
-use super::candidate::{Candidate, Candidates, Kind};
+use super::candidate::{Candidate, Kind};
 use super::message::{Call, Inner, Probe, ProbeAck};
-use super::nat::NatBehaviour;
 use crate::proto::time::Instant;
 
+pub use api::{Context, Local, Output, PathInfo, Place, Settings, SocketId};
 pub use punch::{MAX_EXTRA_SOCKETS, PAUSE, TRIES, TRY};
 pub use track::{DEAD, PROBE_INTERVAL, SILENCE};
 
@@ -52,92 +52,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 /// Addresses that were asked because the peer was heard from there, remembered for so long.
 const ASKED_BACK: Duration = Duration::from_millis(100);
 const MAX_ASKED_BACK: usize = 8;
-/// How long a path of the same rank is kept at least.
-const HOLD: Duration = Duration::from_secs(10);
-/// A path of the same rank must be faster by this, and by a tenth. IPv4 is taken as slower by so much: IPv6 is preferred.
-const FASTER_BY: Duration = Duration::from_millis(5);
 /// Announcing a move: so many probes on each path.
 const MOVED_PROBES: u32 = 4;
-
-/// A UDP socket of the shell's: 0 is the one in use, further ones are opened for a search only.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash)]
-pub struct SocketId(pub u16);
-
-/// A socket and the address at the other end.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
-pub struct Place {
-    /// Ours.
-    pub socket: SocketId,
-    /// The peer's, or that of the NAT in front of it.
-    pub remote: SocketAddr,
-}
-
-/// This node, as far as all its peers have it in common.
-#[derive(Clone, Debug, Default)]
-pub struct Local {
-    /// Own addresses; none: no direct paths.
-    pub candidates: Candidates,
-    /// What the NAT does to IPv4.
-    pub nat: NatBehaviour,
-    /// When a server last saw the mapped address.
-    pub mapped_at: Option<Instant>,
-    /// Networks that this node is connected to: what is in them is LAN.
-    pub networks: Vec<IpNet>,
-    /// Sockets that the shell would open for a search.
-    pub extra_sockets: u16,
-    /// Whether the loopback network counts as one, for tests on one machine.
-    pub loopback: bool,
-    /// Whether there is a socket for IPv4.
-    pub has_v4: bool,
-    /// Whether there is a socket for IPv6.
-    pub has_v6: bool,
-}
-
-/// What most methods need.
-#[derive(Debug)]
-pub struct Context<'a> {
-    /// This node.
-    pub local: &'a Local,
-    /// For ids of probes, and ports of a search.
-    pub rng: &'a mut ChaCha20Rng,
-    /// Now.
-    pub now: Instant,
-}
-
-/// What the node has to do.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Output {
-    /// Seal this and send it on a path. `datagram`: pad it to a datagram of so many bytes.
-    Send {
-        /// Where.
-        place: Place,
-        /// What.
-        message: Inner,
-        /// 0: no padding.
-        datagram: u16,
-    },
-    /// Seal this and send it over the relay.
-    Call(Call),
-    /// Find out the mapped address as it is now, then call [`Direct::local_changed`].
-    Refresh,
-    /// Packets take another path from now on; `None`: the relay.
-    Selected(Option<Place>),
-}
-
-/// What the paths to one peer are made with.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    /// Between keepalives at first.
-    pub keepalive: Duration,
-    /// The longest datagram that is of use: the longest packet with all that is around it.
-    pub wanted: u16,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self { keepalive: keepalive::SHORT, wanted: mtu::BASE }
-    }
-}
 
 /// A probe whose answer may come.
 #[derive(Clone, Copy, Debug)]
@@ -163,19 +79,6 @@ struct Follow {
 struct Selected {
     place: Place,
     since: Instant,
-}
-
-/// A picture of the path in use, for people.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub struct PathInfo {
-    /// Where.
-    pub place: Place,
-    /// What sort of address it is.
-    pub kind: Kind,
-    /// Smoothed.
-    pub rtt: Option<Duration>,
-    /// The longest datagram.
-    pub datagram: u16,
 }
 
 /// See the [module](self).
@@ -519,42 +422,6 @@ impl Direct {
         }
     }
 
-    /// Chooses the path to use.
-    fn select(&mut self, now: Instant) {
-        let present = self.selected.and_then(|s| self.tracks.iter().find(|track| track.place == s.place));
-        let best = self.tracks.iter().filter(|track| track.is_usable()).min_by_key(|track| rank(track));
-        // The peer's packets come from an address that was not known, and now that works: it has moved, if nothing newer came from the old one.
-        let followed = self.follow.and_then(|follow| {
-            let new = self.tracks.iter().find(|track| track.place == follow.place && track.is_usable())?;
-            let newer = present.and_then(|track| track.newest).is_some_and(|at| at >= follow.since);
-            Some((new, follow.moved || !newer))
-        });
-        let held = self.selected.is_some_and(|selected| now < selected.since + HOLD);
-        let next = match (followed, present.filter(|track| track.is_usable()), best) {
-            (Some((new, true)), ..) => Some(new.place),
-            (_, Some(present), Some(best)) if is_better(best, present, held) => Some(best.place),
-            (_, Some(present), _) => Some(present.place),
-            (_, None, best) => best.map(|best| best.place),
-        };
-        let old = present.map(|track| track.place);
-        if let Some((new, _)) = followed {
-            let new = new.place;
-            let forced = next == Some(new) && self.follow.is_some_and(|follow| follow.moved);
-            if let Some(old) = old.filter(|old| forced && *old != new) {
-                self.tracks.retain(|track| track.place != old);
-            }
-            self.follow = None;
-        }
-        if next == self.selected.map(|selected| selected.place) {
-            return;
-        }
-        self.selected = next.map(|place| Selected { place, since: now });
-        self.outputs.push_back(Output::Selected(next));
-        if next.is_some() {
-            self.punch.succeeded(now);
-        }
-    }
-
     /// Does what is due of the punch.
     fn drive(&mut self, context: &mut Context<'_>) {
         let (local, now) = (context.local, context.now);
@@ -612,18 +479,4 @@ impl Direct {
             }
         }
     }
-}
-
-/// Less is better: LAN before all else, then the round trip, with an advantage for IPv6.
-fn rank(track: &Track) -> (bool, Duration) {
-    let handicap = if track.place.remote.is_ipv4() { FASTER_BY } else { Duration::ZERO };
-    (!track.kind.is_lan(), track.rtt.value().unwrap_or(ANSWER_WITHIN) + handicap)
-}
-
-fn is_better(best: &Track, present: &Track, held: bool) -> bool {
-    let ((best_far, best), (present_far, present)) = (rank(best), rank(present));
-    if best_far != present_far {
-        return present_far;
-    }
-    !held && best + FASTER_BY <= present && best <= present * 9 / 10
 }

@@ -1,8 +1,11 @@
 //! One machine at a time, with the other end made up: what is due when, and what moves nothing.
 
+use std::net::SocketAddr;
+
+use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng;
 
-use super::super::candidate::Candidate;
+use super::super::nat::NatBehaviour;
 use super::*;
 
 fn address(text: &str) -> SocketAddr {
