@@ -23,7 +23,8 @@ fuzz_target!(|input: &[u8]| {
     let mut now = Instant::ZERO;
     let mut discovery = Discovery::new(&servers, Vec::new(), 41_641, &mut rng, now);
     let own = Candidate::new(Kind::Lan, ([192, 168, 1, 2], 41_641).into());
-    let local = Local { candidates: [own].into_iter().collect(), has_v4: true, has_v6: true, ..Local::default() };
+    let local =
+        Local { candidates: [own].into_iter().collect(), has_v4: true, has_v6: true, ..Local::default() };
     let mut direct = Direct::default();
     let mut rest = input;
     while let Some((&[kind, length], tail)) = rest.split_first_chunk::<2>() {

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use meshdp::engine::Prefer;
-use meshdp::engine::node::{Command, Handle, Options, Report, spawn};
+use meshdp::engine::node::{Command, Endpoints, Handle, Options, Report, spawn};
 use meshdp::engine::tls::Roots;
 use meshdp::proto::crypto::keys::{MachineKey, NodeKey};
 use meshdp::proto::id::{NetworkId, NodeId, RelayId};
@@ -207,6 +207,52 @@ fn packets_echoes_and_nothing_readable_go_over_the_relay() {
         assert_eq!(status.relays[0].state, "ready");
         one.handle.stop();
         two.handle.stop();
+    });
+}
+
+#[test]
+fn packets_take_the_direct_path_once_there_is_one_and_the_relay_when_it_is_taken_away() {
+    both_drivers(|driver| {
+        let relay = TestRelay::start(1);
+        let mut one = TestNode::start(1, Some(config(1, 2, &[&relay])), driver);
+        let mut two = TestNode::start(2, Some(config(2, 1, &[&relay])), driver);
+        for (node, last) in [(&one, 11), (&two, 12)] {
+            let address = Ipv4Addr::new(127, 0, 0, last);
+            node.handle
+                .send(Command::Endpoints(Endpoints {
+                    bind4: Some((address, 0).into()),
+                    addresses: vec![format!("{address}/8").parse().unwrap()],
+                    ..Endpoints::default()
+                }))
+                .unwrap();
+            node.wait_ready(1);
+        }
+        one.send(&packet(1, 2, b"over the relay"));
+        two.receive(|packets| !packets.is_empty());
+        let direct = |wanted: bool| {
+            move |report| match report {
+                Report::Node(Event::DirectChanged { address, .. }) => {
+                    (address.is_some() == wanted).then_some(())
+                }
+                _ => None,
+            }
+        };
+        one.wait(direct(true));
+        two.wait(direct(true));
+        let many: Vec<_> =
+            (0..100u32).map(|n| packet(1, 2, &[&n.to_be_bytes()[..], &[7; 1300]].concat())).collect();
+        for burst in many.chunks(5) {
+            burst.iter().for_each(|packet| one.send(packet));
+            assert_eq!(two.receive(|packets| packets.len() >= burst.len()), burst);
+        }
+        let peer = &one.status().peers[0];
+        assert_eq!(peer.direct.map(|address| address.ip()), Some(Ipv4Addr::new(127, 0, 0, 12).into()));
+        assert_eq!(peer.direct_kind, Some(meshdp::proto::path::candidate::Kind::Lan));
+
+        one.handle.send(Command::Endpoints(Endpoints::default())).unwrap();
+        one.wait(direct(false));
+        one.send(&packet(1, 2, b"over the relay again"));
+        two.receive(|packets| packets.contains(&packet(1, 2, b"over the relay again")));
     });
 }
 

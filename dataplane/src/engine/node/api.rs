@@ -1,10 +1,13 @@
 //! What the control side says to a node's data thread, and what it hears.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use crate::engine::Prefer;
 use crate::engine::driver::Waker;
@@ -51,6 +54,19 @@ pub struct Options {
     pub roots: Roots,
 }
 
+/// The UDP side of a node. None of it: no direct paths.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Endpoints {
+    /// For the IPv4 socket; port 0: any.
+    pub bind4: Option<SocketAddr>,
+    /// For the IPv6 socket.
+    pub bind6: Option<SocketAddr>,
+    /// Addresses of the interfaces with their networks, without the TUN device's.
+    pub addresses: Vec<IpNet>,
+    /// Addresses that UPnP-IGD, NAT-PMP or PCP has mapped to the sockets.
+    pub mapped: Vec<SocketAddr>,
+}
+
 /// What the thread is asked to do.
 #[derive(Debug)]
 pub enum Command {
@@ -74,6 +90,8 @@ pub enum Command {
         /// Bytes.
         size: usize,
     },
+    /// Where the UDP sockets are to be, and what the interfaces are now; direct paths need it.
+    Endpoints(Endpoints),
     /// Make a picture for people. [`Report::Status`] follows.
     Status {
         /// Comes back with it.

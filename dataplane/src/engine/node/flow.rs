@@ -34,9 +34,9 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
             let (head, body) = space.split_at_mut(lead);
             body[DATA_HEADROOM..DATA_HEADROOM + length].copy_from_slice(packet);
             match self.node.handle_packet(body, Checksum::Complete, now) {
-                Outgoing::Send { target: Target::Relay { relay: chosen, via: through }, frame } => {
-                    let header = through.map(|id| via_header(id, frame.len()));
-                    if (chosen, through) == guess && frame.start == 0 {
+                Outgoing::Send { target, frame } => {
+                    let header = guess.1.map(|id| via_header(id, frame.len()));
+                    if target == (Target::Relay { relay: guess.0, via: guess.1 }) && frame.start == 0 {
                         if let Some(Ok(header)) = header {
                             head.copy_from_slice(&header);
                         }
@@ -44,29 +44,34 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
                     } else {
                         self.scratch.clear();
                         self.scratch.extend_from_slice(&body[frame]);
-                        elsewhere = Some((chosen, through));
+                        elsewhere = Some(target);
                     }
                 }
-                // Without a UDP socket the machine has no direct paths.
-                Outgoing::Send { target: Target::Direct(_), .. } => self.drops.count(DropReason::NoPath),
                 Outgoing::Queued | Outgoing::Dropped(_) => {}
             }
         } else {
             self.scratch.clear();
             self.scratch.resize(DATA_OVERHEAD + length, 0);
             self.scratch[DATA_HEADROOM..DATA_HEADROOM + length].copy_from_slice(packet);
-            if let Outgoing::Send { target: Target::Relay { relay, via }, frame } =
+            if let Outgoing::Send { target, frame } =
                 self.node.handle_packet(&mut self.scratch, Checksum::Complete, now)
             {
                 self.scratch.truncate(frame.end);
                 self.scratch.drain(..frame.start);
-                elsewhere = Some((relay, via));
+                elsewhere = Some(target);
             }
         }
         self.driver.recycle(buffer);
-        if let Some((relay, via)) = elsewhere {
-            self.guess = Some((relay, via));
-            self.push_scratch(relay, via, now);
+        match elsewhere {
+            Some(Target::Relay { relay, via }) => {
+                self.guess = Some((relay, via));
+                self.push_scratch(relay, via, now);
+            }
+            Some(Target::Direct(place)) => {
+                self.guess = None;
+                self.send_scratch(place, now);
+            }
+            None => {}
         }
         self.press_back();
     }
@@ -139,7 +144,13 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
         loop {
             self.scratch.clear();
             let Some(target) = self.node.poll_transmit(&mut self.scratch) else { break };
-            let Target::Relay { relay, .. } = target else { continue };
+            let relay = match target {
+                Target::Relay { relay, .. } => relay,
+                Target::Direct(place) => {
+                    self.send_scratch(place, now);
+                    continue;
+                }
+            };
             let Some(link) = self.links.of_relay(relay) else { continue };
             let pushed = if is_bulk(&self.scratch) {
                 link.outbox.push(&self.scratch, now.instant)
@@ -224,17 +235,22 @@ fn walk(
         let have = rest.len();
         let (frame, tail) = rest.split_at_mut_checked(need).ok_or(FrameError::Truncated { have, need })?;
         if let Received::Packet { packet, checksum, .. } = node.handle_relay_frame(relay, frame, now) {
-            if checksum == Checksum::Partial {
-                complete(packet);
-            }
-            let written = port.map(|port| rustix::io::write(&port.writer, packet));
-            if !matches!(written, Some(Ok(_))) {
-                drops.count(DropReason::TunFull);
-            }
+            deliver(port, drops, packet, checksum);
         }
         rest = tail;
     }
     Ok(())
+}
+
+/// Writes a packet to the TUN queue.
+pub(super) fn deliver(port: Option<&Port>, drops: &mut DropCounters, packet: &mut [u8], checksum: Checksum) {
+    if checksum == Checksum::Partial {
+        complete(packet);
+    }
+    let written = port.map(|port| rustix::io::write(&port.writer, packet));
+    if !matches!(written, Some(Ok(_))) {
+        drops.count(DropReason::TunFull);
+    }
 }
 
 /// Whether `frames` are user data, which waits behind handshakes and probes.

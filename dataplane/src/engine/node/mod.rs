@@ -11,10 +11,11 @@
 
 mod api;
 mod checksum;
+mod datagram;
 mod dial;
 mod flow;
 mod helper;
 mod relay;
 mod thread;
 
-pub use api::{Command, CommandError, Handle, Options, PacketPort, Report, spawn};
+pub use api::{Command, CommandError, Endpoints, Handle, Options, PacketPort, Report, spawn};

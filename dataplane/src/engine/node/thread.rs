@@ -15,6 +15,7 @@ use rand_core::SeedableRng as _;
 use rustls::ClientConfig;
 
 use super::api::{Command, Inbox, Limits, Options, Ready, Report};
+use super::datagram::UdpSocket;
 use super::dial::Dial;
 use super::helper::Helpers;
 use super::relay::{Link, Links, Phase};
@@ -73,6 +74,9 @@ pub(super) struct Worker<D, F> {
     /// Where the last packet went: the next one is sealed right into that relay's outbox.
     pub guess: Option<(RelayId, Option<RelayId>)>,
     pub scratch: Vec<u8>,
+    /// For IPv4 and IPv6.
+    pub udp: [Option<UdpSocket>; 2],
+    pub udp_tokens: Vec<Token>,
     pub drops: DropCounters,
     pub stopping: Option<Instant>,
 }
@@ -129,6 +133,8 @@ fn start<D: Driver, F: FnMut(Report)>(
         random,
         guess: None,
         scratch: Vec::new(),
+        udp: [None; 2],
+        udp_tokens: Vec::new(),
         drops: DropCounters::default(),
         stopping: None,
         driver,
@@ -199,13 +205,16 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
     pub(super) fn handle_event(&mut self, event: Event, now: Now) -> io::Result<()> {
         match event {
             Event::Packet { buffer, .. } => self.handle_packet(buffer, now),
+            Event::Datagram { from, buffer, .. } => self.handle_datagram(from, buffer, now),
             Event::Received { token, buffer } => self.handle_received(token, buffer, now),
             Event::Closed { token, error } => {
                 if self.port.as_ref().is_some_and(|port| port.token == token) {
                     self.port = None;
                     return Err(error.unwrap_or_else(|| io::Error::other("the interface was removed")));
                 }
-                if let Some(link) = self.links.remove(token) {
+                if self.lost_udp(token) {
+                    tracing::warn!(?error, "a UDP socket is gone");
+                } else if let Some(link) = self.links.remove(token) {
                     let what = error
                         .map_or_else(|| "it closed the connection".to_owned(), |error| error.to_string());
                     self.lost(*link, what, now);
@@ -251,6 +260,7 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
                     (self.report)(Report::EchoRefused { id, error });
                 }
             }
+            Command::Endpoints(endpoints) => self.set_endpoints(endpoints, now),
             Command::Status { id } => {
                 let mut status = self.node.status(now.instant);
                 for (reason, count) in self.drops.iter().filter(|&(_, count)| count > 0) {

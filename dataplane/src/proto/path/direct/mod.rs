@@ -282,7 +282,11 @@ impl Direct {
         self.expire(context);
         self.announce(context);
         self.watch(context);
-        self.select(context.now);
+        if self.select(context.now) {
+            // What is used is watched more closely.
+            self.watch(context);
+            self.select(context.now);
+        }
         self.drive(context);
     }
 

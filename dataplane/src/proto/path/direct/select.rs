@@ -12,8 +12,8 @@ pub(super) const HOLD: Duration = Duration::from_secs(10);
 const FASTER_BY: Duration = Duration::from_millis(5);
 
 impl Direct {
-    /// Chooses the path to use.
-    pub(super) fn select(&mut self, now: Instant) {
+    /// Chooses the path to use; true: another one than before.
+    pub(super) fn select(&mut self, now: Instant) -> bool {
         let present = self.selected.and_then(|s| self.tracks.iter().find(|track| track.place == s.place));
         let best = self.tracks.iter().filter(|track| track.is_usable()).min_by_key(|track| rank(track));
         // The peer's packets come from an address that was not known, and now that works: it has moved, if nothing newer came from the old one.
@@ -39,13 +39,17 @@ impl Direct {
             self.follow = None;
         }
         if next == self.selected.map(|selected| selected.place) {
-            return;
+            return false;
+        }
+        if let Some(track) = self.tracks.iter_mut().find(|track| Some(track.place) == next) {
+            track.begin_use();
         }
         self.selected = next.map(|place| Selected { place, since: now });
         self.outputs.push_back(Output::Selected(next));
         if next.is_some() {
             self.punch.succeeded(now);
         }
+        true
     }
 }
 

@@ -122,6 +122,11 @@ impl Track {
         self.waiting = None;
     }
 
+    /// Data takes it from now on: what was sent before counts no longer.
+    pub(super) const fn begin_use(&mut self) {
+        self.waiting = None;
+    }
+
     /// From now on silence counts, though nothing was sent.
     pub(super) fn doubt(&mut self, now: Instant) {
         self.waiting.get_or_insert(now);
