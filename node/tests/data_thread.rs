@@ -242,7 +242,9 @@ fn packets_take_the_direct_path_once_there_is_one_and_the_relay_when_it_is_taken
         let many: Vec<_> =
             (0..100u32).map(|n| packet(1, 2, &[&n.to_be_bytes()[..], &[7; 1300]].concat())).collect();
         for burst in many.chunks(5) {
-            burst.iter().for_each(|packet| one.send(packet));
+            for packet in burst {
+                one.send(packet);
+            }
             assert_eq!(two.receive(|packets| packets.len() >= burst.len()), burst);
         }
         let peer = &one.status().peers[0];
