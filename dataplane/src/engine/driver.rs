@@ -134,6 +134,9 @@ pub enum Event {
 /// Connections that come ([`Event::Accepted`]) and go ([`Event::Closed`]) between two waits.
 pub const LATER: usize = 32;
 
+/// Reads of [`Driver::newcomer`]s between two waits: a step of a handshake takes 100 us.
+pub const NEWCOMERS: usize = 2;
+
 /// One thread's descriptors. See the module's doc for the loop and the invariants.
 pub trait Driver {
     /// Accepts connections on a listening socket until closed. Errors that pass (too many open files, connections aborted in the
@@ -142,6 +145,13 @@ pub trait Driver {
 
     /// Takes over a connected stream socket and starts receiving. Sets `TCP_NODELAY`: output is coalesced above.
     fn stream(&mut self, socket: OwnedFd) -> io::Result<Token>;
+
+    /// The same for a connection that nobody knows yet: what it says is read behind everything else, [`NEWCOMERS`] at a time, until
+    /// [`Driver::welcome`]. A crowd of handshakes then delays nobody by more than a few.
+    fn newcomer(&mut self, socket: OwnedFd) -> io::Result<Token>;
+
+    /// It is one of us.
+    fn welcome(&mut self, token: Token);
 
     /// Connects a new stream to `address`: [`Event::Connected`] or [`Event::Closed`] follows. Timeouts are the caller's (close it).
     fn connect(&mut self, address: SocketAddr) -> io::Result<Token>;

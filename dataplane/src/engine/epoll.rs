@@ -16,7 +16,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags};
 
-use super::driver::{Driver, Event, LATER, RecvBuffer, SendBuffer, Token, Waker};
+use super::driver::{Driver, Event, LATER, NEWCOMERS, RecvBuffer, SendBuffer, Token, Waker};
 use super::slab::Slab;
 use super::socket;
 
@@ -41,8 +41,10 @@ pub struct Epoll {
     reports: Vec<epoll::Event>,
     /// Descriptors that may have something to read; each at most once ([`Slot::queued`]).
     ready: VecDeque<Token>,
-    /// The same for listeners.
+    /// The same for listeners, and for those who are not welcome yet.
     doors: VecDeque<Token>,
+    newcomers: VecDeque<Token>,
+    newcomers_left: usize,
     /// How many bytes until the next wait. Who always has more must not keep others from being noticed.
     left: usize,
     /// Listeners that failed for want of resources: tried again after the next wait.
@@ -65,6 +67,7 @@ struct Slot {
     readable: bool,
     queued: bool,
     paused: bool,
+    newcomer: bool,
     /// The other end has finished or failed: reading must go on until it shows.
     hung_up: bool,
     sending: Option<SendBuffer>,
@@ -96,6 +99,8 @@ impl Epoll {
             reports: Vec::with_capacity(BATCH),
             ready: VecDeque::new(),
             doors: VecDeque::new(),
+            newcomers: VecDeque::new(),
+            newcomers_left: 0,
             left: 0,
             resting: Vec::new(),
             known: VecDeque::new(),
@@ -114,6 +119,7 @@ impl Epoll {
             readable: false,
             queued: false,
             paused: false,
+            newcomer: false,
             hung_up: false,
             sending: None,
             send_error: None,
@@ -167,7 +173,11 @@ impl Epoll {
             && (!slot.paused || slot.send_error.is_some())
         {
             slot.queued = true;
-            let queue = if slot.kind == Kind::Listener { &mut self.doors } else { &mut self.ready };
+            let queue = match slot.kind {
+                Kind::Listener => &mut self.doors,
+                _ if slot.newcomer => &mut self.newcomers,
+                _ => &mut self.ready,
+            };
             queue.push_back(token);
         }
     }
@@ -341,6 +351,20 @@ impl Driver for Epoll {
         self.add(socket, Kind::Stream)
     }
 
+    fn newcomer(&mut self, socket: OwnedFd) -> io::Result<Token> {
+        let token = self.stream(socket)?;
+        if let Some(slot) = self.slots.get_mut(token) {
+            slot.newcomer = true;
+        }
+        Ok(token)
+    }
+
+    fn welcome(&mut self, token: Token) {
+        if let Some(slot) = self.slots.get_mut(token) {
+            slot.newcomer = false;
+        }
+    }
+
     fn connect(&mut self, address: SocketAddr) -> io::Result<Token> {
         let socket = socket::connecting(address)?;
         socket::prepare_stream(&socket)?;
@@ -429,7 +453,7 @@ impl Driver for Epoll {
 
     fn wait_gathering(&mut self, timeout: Option<Duration>, gather: Option<Duration>) -> io::Result<()> {
         let left_over = !(self.known.is_empty() && self.later.is_empty() && self.doors.is_empty())
-            || (!self.ready.is_empty() && !self.free.is_empty());
+            || (!(self.ready.is_empty() && self.newcomers.is_empty()) && !self.free.is_empty());
         if let Some(gather) = gather
             && !left_over
         {
@@ -459,7 +483,7 @@ impl Driver for Epoll {
         }
         self.reports = reports;
         self.left = ROUND;
-        self.later_left = LATER;
+        (self.later_left, self.newcomers_left) = (LATER, NEWCOMERS);
         for listener in std::mem::take(&mut self.resting) {
             self.enqueue(listener);
         }
@@ -497,19 +521,31 @@ impl Driver for Epoll {
                 }
                 continue;
             }
-            self.later_left = self.later_left.checked_sub(1)?;
-            if let Some(event) = self.later.pop_front() {
-                if let Event::Closed { token, .. } = event
-                    && self.slots.get(token).is_some()
-                {
-                    self.close(token);
-                    return Some(event);
+            if self.later_left > 0 {
+                self.later_left -= 1;
+                if let Some(event) = self.later.pop_front() {
+                    if let Event::Closed { token, .. } = event
+                        && self.slots.get(token).is_some()
+                    {
+                        self.close(token);
+                        return Some(event);
+                    }
+                    continue;
                 }
-            } else {
-                let door = self.doors.pop_front()?;
-                if let Some(event) = self.read(door) {
-                    return Some(event);
+                if let Some(door) = self.doors.pop_front() {
+                    if let Some(event) = self.read(door) {
+                        return Some(event);
+                    }
+                    continue;
                 }
+            }
+            if self.free.is_empty() || self.newcomers_left == 0 {
+                return None;
+            }
+            let token = self.newcomers.pop_front()?;
+            if let Some(event) = self.read(token) {
+                self.newcomers_left -= 1;
+                return Some(event);
             }
         }
     }

@@ -188,6 +188,10 @@ impl Uring {
                 }
             }
         }
+        let Some(slot) = self.slots.get_mut(token) else { return Ok(()) };
+        if slot.newcomer && !std::mem::replace(&mut slot.starved, true) {
+            self.direct.queue_newcomer(token);
+        }
         self.receive(token)
     }
 }

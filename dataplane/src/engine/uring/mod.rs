@@ -146,7 +146,12 @@ impl Uring {
     }
 
     fn add(&mut self, fd: OwnedFd, kind: Kind, message: Option<Box<libc::msghdr>>) -> io::Result<Token> {
-        let token = self.slots.insert(Slot::new(fd, kind, message));
+        self.add_slot(Slot::new(fd, kind, message))
+    }
+
+    fn add_slot(&mut self, slot: Slot) -> io::Result<Token> {
+        let kind = slot.kind;
+        let token = self.slots.insert(slot);
         let outcome =
             if kind == Kind::Connecting { self.poll(token, libc::POLLOUT) } else { self.receive(token) };
         if let Err(error) = outcome {
@@ -169,6 +174,7 @@ impl Uring {
             Kind::Listener => {
                 opcode::AcceptMulti::new(fd).flags(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC).build()
             }
+            Kind::Stream if slot.newcomer => return self.poll(token, libc::POLLIN),
             Kind::Stream => opcode::RecvMulti::new(fd, 0).build(),
             Kind::Datagram { group } => match &slot.message {
                 Some(message) => opcode::RecvMsgMulti::new(fd, &raw const **message, group).build(),
@@ -277,6 +283,18 @@ impl Driver for Uring {
     fn stream(&mut self, socket: OwnedFd) -> io::Result<Token> {
         socket::prepare_stream(&socket)?;
         self.add(socket, Kind::Stream, None)
+    }
+
+    fn newcomer(&mut self, socket: OwnedFd) -> io::Result<Token> {
+        socket::prepare_stream(&socket)?;
+        self.add_slot(Slot { newcomer: true, ..Slot::new(socket, Kind::Stream, None) })
+    }
+
+    fn welcome(&mut self, token: Token) {
+        // What is under way for it, a poll or a turn, leads it to the ring.
+        if let Some(slot) = self.slots.get_mut(token) {
+            slot.newcomer = false;
+        }
     }
 
     fn connect(&mut self, address: SocketAddr) -> io::Result<Token> {
@@ -452,7 +470,8 @@ impl Driver for Uring {
             let event = event.or_else(|| {
                 self.later_left = self.later_left.checked_sub(1)?;
                 self.later.pop_front()
-            })?;
+            });
+            let event = event.or_else(|| self.read_newcomer())?;
             let token = match &event {
                 Event::Woken => return Some(event),
                 Event::Accepted { listener, .. } => *listener,

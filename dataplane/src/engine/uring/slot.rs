@@ -14,7 +14,10 @@ pub(super) struct Slot {
     pub(super) operations: u32,
     pub(super) receiving: bool,
     pub(super) polling: bool,
+    /// In a queue for its turn to be read, not in the ring.
     pub(super) starved: bool,
+    /// Not welcome yet.
+    pub(super) newcomer: bool,
     pub(super) paused: bool,
     pub(super) shutdown: bool,
     /// [`Event::Closed`](crate::engine::driver::Event::Closed) is among the known events.
@@ -77,6 +80,7 @@ impl Slot {
             receiving: false,
             polling: false,
             starved: false,
+            newcomer: false,
             paused: false,
             shutdown: false,
             dead: false,
