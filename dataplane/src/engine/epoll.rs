@@ -19,6 +19,7 @@ use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags};
 use super::driver::{Driver, Event, RecvBuffer, SendBuffer, Token, Waker};
 use super::slab::Slab;
 use super::socket;
+use crate::tun::MAX_READ;
 
 /// Size of a receive buffer: one receive takes as much as there is.
 const BUFFER: usize = 256 << 10;
@@ -341,7 +342,7 @@ impl Driver for Epoll {
     }
 
     fn packets(&mut self, device: OwnedFd, max_packet: usize) -> io::Result<Token> {
-        if max_packet > 64 << 10 {
+        if max_packet > MAX_READ {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "packets are limited to 64 KiB"));
         }
         self.add(device, Kind::Packets { max: max_packet })

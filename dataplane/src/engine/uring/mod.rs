@@ -32,6 +32,7 @@ use self::slot::{Kind, NO_SLOT, Op, Slot};
 use super::driver::{Driver, Event, RecvBuffer, SendBuffer, Token, Waker};
 use super::slab::Slab;
 use super::socket;
+use crate::tun::MAX_READ;
 
 /// Buffers for streams: few and large, so that one receive takes as much as there is. More streams than these are ready wait in the order they came,
 /// and what they receive meanwhile comes in one piece too. Against 16 of 32 KiB that was worth 15 % of a frame's cost with TLS and 40 % without (16
@@ -291,7 +292,7 @@ impl Driver for Uring {
 
     fn packets(&mut self, device: OwnedFd, max_packet: usize) -> io::Result<Token> {
         let size = max_packet.next_multiple_of(64);
-        if max_packet == 0 || max_packet > 64 << 10 {
+        if max_packet == 0 || max_packet > MAX_READ {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "packets are limited to 64 KiB"));
         }
         let count = (PACKET_MEMORY / size).clamp(4, 128) + 1;
