@@ -43,7 +43,7 @@ pub enum SocketError {
     },
 }
 
-fn explain(address: SocketAddr) -> impl Fn(io::Error) -> SocketError {
+pub(super) fn explain(address: SocketAddr) -> impl Fn(io::Error) -> SocketError {
     move |source| match source.kind() {
         io::ErrorKind::AddrInUse => SocketError::InUse { address },
         io::ErrorKind::PermissionDenied => SocketError::Permission { address },

@@ -1,6 +1,7 @@
 //! What every driver must do, run on each of them over real sockets.
 
 mod tun_device;
+mod udp;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
