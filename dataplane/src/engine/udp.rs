@@ -1,13 +1,16 @@
 //! UDP sockets of the data path: many datagrams per system call, each way.
 //!
-//! - Out: datagrams of one length for one destination lie behind one another and go in one call (`UDP_SEGMENT`, udp(7)); the last may be shorter. That was worth a factor of fifteen per datagram on a
-//!   veth (3.2 to 0.2 µs, 2 vCPU Sapphire Rapids guest, Linux 6.18). Where a route's device refuses (EIO without checksum offload), its destination is remembered for a while and
-//!   gets them one by one.
+//! - Out: datagrams of one length for one destination lie behind one another and go in one call (`UDP_SEGMENT`, udp(7)); the last may be
+//!   shorter. That was worth a factor of fifteen per datagram on a veth (3.2 to 0.2 µs, 2 vCPU Sapphire Rapids guest, Linux 6.18). Where a
+//!   route's device refuses (EIO without checksum offload), its destination is remembered for a while and gets them one by one.
 //! - In: what the kernel or network card has put together (`UDP_GRO`) comes as it is, with the length of each and the local address it came to.
 //! - Nothing is fragmented on the way (`IP_PMTUDISC_PROBE`): what is longer than the interface's MTU is EMSGSIZE, and the path's MTU is for the caller to find out. ECN bits stay
 //!   as they are: zero out, unread in.
 //!
-//! Socket options, control messages and their alignment are quinn-udp's work. [`control`] reads what io_uring leaves in a buffer, which that crate cannot.
+//! [`Bundles`] collects datagrams for such sends. Socket options, control messages and their alignment are quinn-udp's work. [`control`]
+//! reads what io_uring leaves in a buffer, which that crate cannot.
+
+mod bundle;
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSliceMut};
@@ -18,6 +21,7 @@ use std::time::{Duration, Instant};
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use rustix::net::sockopt;
 
+pub use self::bundle::{Bundles, BundlesFull};
 use super::socket::{SocketError, explain, local_address, udp_socket};
 
 /// What a socket of the data path should hold each way: at 5 Gbit/s, 16 ms. Smaller ones lose what comes while the thread does something else.
