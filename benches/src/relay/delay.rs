@@ -71,6 +71,7 @@ pub(super) fn under_load(
         let tls = bench.tls(true);
         let traffic = Traffic::batched(contender);
         let load = pairs(&server, tls, LOADERS_FROM, LOADERS, traffic)?;
+        load.shorten_queues()?;
         let traffic = Traffic { payload: PROBE_PAYLOAD, batch: 1, stamped: true, ..traffic };
         let mut probes = pairs(&server, tls, 0, PROBES, traffic)?;
         probes.sleepy = true;

@@ -13,6 +13,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use socket2::SockRef;
 
 use super::client::Client;
 use super::dialect::Batch;
@@ -27,6 +28,9 @@ const FRAMES_PER_TIMED_TURN: u64 = 32;
 const FRAMES_BETWEEN_READS: u64 = 512;
 /// What is due for longer is refused: a sender's queue is not longer than that.
 const LATEST: Duration = Duration::from_millis(20);
+/// Bytes that a sender's socket holds beyond what the server's window takes, where more is offered than fits. Megabytes would lie there otherwise; on loopback
+/// they are the very pages that the server receives, long cold, which no network would let it feel.
+const SHORT_QUEUE: u32 = 32 << 10;
 /// No client's.
 const TIMER: Token = Token(usize::MAX);
 /// When there is nothing to do.
@@ -192,6 +196,14 @@ impl Engine {
         for flow in 0..self.flows.len() {
             self.pace(flow, pace);
         }
+    }
+
+    /// Keeps what waits in the clients' sockets short ([`SHORT_QUEUE`]).
+    pub(super) fn shorten_queues(&self) -> anyhow::Result<()> {
+        for client in &self.clients {
+            SockRef::from(&client.transport.socket).set_tcp_notsent_lowat(SHORT_QUEUE)?;
+        }
+        Ok(())
     }
 
     /// Bounds what is on its way in all flows together.

@@ -29,6 +29,7 @@ pub(super) fn goodput(bench: &Bench, contender: &Contender) -> anyhow::Result<Ve
     server.saying(|| {
         let traffic = Traffic::batched(contender);
         let mut engine = pairs(&server, bench.tls(true), 0, PAIRS, traffic)?;
+        engine.shorten_queues()?;
         let (mut peaks, mut overs) = (Vec::new(), Vec::new());
         for _ in 0..TURNS {
             let peak = peak(bench, &server, &mut engine)?;

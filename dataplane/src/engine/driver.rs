@@ -145,6 +145,9 @@ pub enum Event {
     Woken,
 }
 
+/// Connections that come ([`Event::Accepted`]) and go ([`Event::Closed`]) between two waits.
+pub const LATER: usize = 32;
+
 /// One thread's descriptors. See the module's doc for the loop and the invariants.
 pub trait Driver {
     /// Accepts connections on a listening socket until closed. Errors that pass (too many open files, connections aborted in the
@@ -210,7 +213,8 @@ pub trait Driver {
     /// The same, but lets events collect for `gather` first (fewer, larger rounds), unless some are left over.
     fn wait_gathering(&mut self, timeout: Option<Duration>, gather: Option<Duration>) -> io::Result<()>;
 
-    /// The next event, until there is none: then [`Driver::wait`] again. When all receive buffers are out, events that need one stay
+    /// The next event, until there is none: then [`Driver::wait`] again. What is not urgent comes last, and not more than [`LATER`] of it at a time
+    /// (connections that come and go: thousands at once would hold up all others). When all receive buffers are out, events that need one stay
     /// inside until some are recycled.
     fn next_event(&mut self) -> Option<Event>;
 

@@ -16,7 +16,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags};
 
-use super::driver::{Driver, Event, RecvBuffer, SendBuffer, Token, Waker};
+use super::driver::{Driver, Event, LATER, RecvBuffer, SendBuffer, Token, Waker};
 use super::slab::Slab;
 use super::socket;
 use super::udp::{Batch, Received, Udp, UdpSocket};
@@ -30,8 +30,9 @@ const BUFFERS: u16 = 8;
 const BATCH: usize = 256;
 /// The waker's mark among tokens.
 const WAKER: u64 = u64::MAX;
-/// Reads between two waits, besides one of each that is ready.
-const EXTRA_TURNS: usize = 64;
+/// Bytes received between two waits, a read counting at least [`LEAST`]: what came for others meanwhile waits no longer.
+const ROUND: usize = 256 << 10;
+const LEAST: usize = 2 << 10;
 /// How long a listener rests when the process is out of descriptors or memory.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 
@@ -42,12 +43,18 @@ pub struct Epoll {
     reports: Vec<epoll::Event>,
     /// Descriptors that may have something to read; each at most once ([`Slot::queued`]).
     ready: VecDeque<Token>,
-    /// How many reads until the next wait. Who always has more must not keep others from being noticed.
-    turns: usize,
+    /// The same for listeners.
+    doors: VecDeque<Token>,
+    /// How many bytes until the next wait. Who always has more must not keep others from being noticed.
+    left: usize,
     /// Listeners that failed for want of resources: tried again after the next wait.
     resting: Vec<Token>,
     /// Events that are known already.
     known: VecDeque<Event>,
+    /// Connections that went.
+    later: VecDeque<Event>,
+    /// How many connections may come and go until the next wait.
+    later_left: usize,
     waker: Waker,
     memory: Box<[u8]>,
     free: Vec<u16>,
@@ -92,9 +99,12 @@ impl Epoll {
             slots: Slab::new(),
             reports: Vec::with_capacity(BATCH),
             ready: VecDeque::new(),
-            turns: 0,
+            doors: VecDeque::new(),
+            left: 0,
             resting: Vec::new(),
             known: VecDeque::new(),
+            later: VecDeque::new(),
+            later_left: 0,
             waker,
             memory: vec![0; BUFFER * usize::from(BUFFERS)].into_boxed_slice(),
             free: (0..BUFFERS).rev().collect(),
@@ -162,7 +172,8 @@ impl Epoll {
             && (!slot.paused || slot.send_error.is_some())
         {
             slot.queued = true;
-            self.ready.push_back(token);
+            let queue = if slot.kind == Kind::Listener { &mut self.doors } else { &mut self.ready };
+            queue.push_back(token);
         }
     }
 
@@ -173,7 +184,7 @@ impl Epoll {
         {
             slot.dead = true;
             slot.sending = None;
-            self.known.push_back(Event::Closed { token, error });
+            self.later.push_back(Event::Closed { token, error });
         }
     }
 
@@ -448,7 +459,8 @@ impl Driver for Epoll {
     }
 
     fn wait_gathering(&mut self, timeout: Option<Duration>, gather: Option<Duration>) -> io::Result<()> {
-        let left_over = !self.known.is_empty() || (!self.ready.is_empty() && !self.free.is_empty());
+        let left_over = !(self.known.is_empty() && self.later.is_empty() && self.doors.is_empty())
+            || (!self.ready.is_empty() && !self.free.is_empty());
         if let Some(gather) = gather
             && !left_over
         {
@@ -477,7 +489,8 @@ impl Driver for Epoll {
             }
         }
         self.reports = reports;
-        self.turns = self.ready.len() + EXTRA_TURNS;
+        self.left = ROUND;
+        self.later_left = LATER;
         for listener in std::mem::take(&mut self.resting) {
             self.enqueue(listener);
         }
@@ -488,32 +501,48 @@ impl Driver for Epoll {
     }
 
     fn next_event(&mut self) -> Option<Event> {
-        while let Some(event) = self.known.pop_front() {
-            match &event {
-                Event::Closed { token, .. } if self.slots.get(*token).is_some() => self.close(*token),
-                Event::Closed { .. } => continue,
-                Event::Sent { token, .. } | Event::Connected { token }
-                    if self.slots.get(*token).is_none() =>
-                {
-                    continue;
+        loop {
+            while let Some(event) = self.known.pop_front() {
+                match &event {
+                    Event::Sent { token, .. } | Event::Connected { token }
+                        if self.slots.get(*token).is_none() => {}
+                    _ => return Some(event),
                 }
-                _ => {}
             }
-            return Some(event);
+            if !self.free.is_empty()
+                && self.left > 0
+                && let Some(token) = self.ready.pop_front()
+            {
+                let event = self.read(token);
+                let len = match &event {
+                    Some(
+                        Event::Received { buffer, .. }
+                        | Event::Datagram { buffer, .. }
+                        | Event::Packet { buffer, .. },
+                    ) => buffer.len(),
+                    _ => 0,
+                };
+                self.left = self.left.saturating_sub(len.max(LEAST));
+                if event.is_some() {
+                    return event;
+                }
+                continue;
+            }
+            self.later_left = self.later_left.checked_sub(1)?;
+            if let Some(event) = self.later.pop_front() {
+                if let Event::Closed { token, .. } = event
+                    && self.slots.get(token).is_some()
+                {
+                    self.close(token);
+                    return Some(event);
+                }
+            } else {
+                let door = self.doors.pop_front()?;
+                if let Some(event) = self.read(door) {
+                    return Some(event);
+                }
+            }
         }
-        while !self.free.is_empty()
-            && self.turns > 0
-            && let Some(token) = self.ready.pop_front()
-        {
-            self.turns -= 1;
-            if let Some(event) = self.read(token) {
-                return Some(event);
-            }
-            if !self.known.is_empty() {
-                return self.next_event();
-            }
-        }
-        None
     }
 
     fn bytes(&mut self, buffer: &RecvBuffer) -> &mut [u8] {

@@ -1,9 +1,12 @@
 //! Sockets as the drivers want them: non-blocking, with typed errors that say what to do next.
 
+mod round_trip;
+
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
+pub(super) use round_trip::round_trip;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};

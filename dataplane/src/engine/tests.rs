@@ -1,5 +1,6 @@
 //! What every driver must do, run on each of them over real sockets.
 
+mod fairness;
 mod tun_device;
 mod udp;
 
@@ -16,6 +17,7 @@ use super::socket;
 use super::uring::Uring;
 use crate::packet::pool::Pool;
 use crate::tun::{Tun, memory};
+use fairness::streams_that_never_stop_get_equal_turns_and_a_quiet_one_is_heard;
 
 /// Runs a test body on epoll and on io_uring; where the latter is forbidden that half is skipped with a line that says so.
 macro_rules! on_each_driver {
@@ -49,6 +51,7 @@ on_each_driver! {
     packets_keep_their_order_and_boundaries,
     more_streams_than_receive_buffers_all_get_their_turn,
     leaves_no_descriptor_open,
+    streams_that_never_stop_get_equal_turns_and_a_quiet_one_is_heard,
 }
 
 const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);

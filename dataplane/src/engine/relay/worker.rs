@@ -28,6 +28,7 @@ use super::stats::WorkerStats;
 use super::{HubInput, MAX_MESSAGE};
 use crate::engine::connection::{Connection, Incoming};
 use crate::engine::driver::{Driver, Event, RecvBuffer, Token, Waker};
+use crate::engine::socket::round_trip;
 use crate::packet::pool::Pool;
 use crate::proto::error::ErrorCode;
 use crate::proto::id::RelayId;
@@ -56,6 +57,12 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 /// 4 MiB would go into the system's buffer otherwise. No row of
 /// `make bench-relay` is dearer with it (2 vCPU Sapphire Rapids guest, Linux 6.18).
 const NOT_SENT: u32 = 128 << 10;
+/// A connection whose round trip is shorter than this is given [`NEAR_BUFFER`]: 1 Gbit/s and more.
+const NEAR: Duration = Duration::from_millis(1);
+/// What the system may receive ahead of us on such a connection, besides as much again of its own. It would let a window of megabytes open, which is of
+/// use where the way is long; on a short one what waits in it is only what we have not come to, and goes cold meanwhile: 5 to 9 % of a frame's cost at
+/// 1 to 64 pairs, and at three times the load that fits 97 % of the peak against 69 %.
+const NEAR_BUFFER: usize = 128 << 10;
 /// Received bytes after which output is sent, events left or not: it is still in the cache, and its buffers serve the next.
 const FLUSH_AFTER: usize = 64 << 10;
 /// Close codes (RFC 6455 §7.4.1 and its registry).
@@ -513,4 +520,7 @@ fn set_timeouts(socket: &OwnedFd, user_timeout: Duration) {
     let _ = socket.set_tcp_keepalive(&keepalive);
     let _ = socket.set_tcp_user_timeout(Some(user_timeout));
     let _ = socket.set_tcp_notsent_lowat(NOT_SENT);
+    if round_trip(&*socket).is_some_and(|time| time < NEAR) {
+        let _ = socket.set_recv_buffer_size(NEAR_BUFFER);
+    }
 }

@@ -79,7 +79,7 @@ impl Uring {
                 let socket = owned(result);
                 // It may be gone again already.
                 if let Ok(peer) = socket::peer(&socket) {
-                    self.known.push_back(Event::Accepted { listener: token, socket, peer });
+                    self.later.push_back(Event::Accepted { listener: token, socket, peer });
                 }
             }
             (Kind::Stream, _) if result == 0 => {
@@ -128,9 +128,11 @@ impl Uring {
         let Some(slot) = self.slots.get_mut(token) else { return Ok(()) };
         match (kind, errno) {
             (_, libc::ENOBUFS) if kind != Kind::Listener => {
-                if !slot.starved {
-                    slot.starved = true;
-                    self.starved.push_back(token);
+                if !std::mem::replace(&mut slot.starved, true) {
+                    match kind {
+                        Kind::Stream => self.direct.queue(token),
+                        _ => self.starved.push_back(token),
+                    }
                 }
                 Ok(())
             }

@@ -11,6 +11,7 @@
 
 mod buffers;
 mod completion;
+mod direct;
 mod ring;
 mod slot;
 
@@ -27,9 +28,10 @@ use rustix::net::{SendFlags, Shutdown};
 
 use self::buffers::BufferGroup;
 use self::completion::owned;
+use self::direct::Direct;
 use self::ring::{Completion, Ring, unsupported};
 use self::slot::{Kind, NO_SLOT, Op, Slot};
-use super::driver::{Driver, Event, RecvBuffer, SendBuffer, Token, Waker};
+use super::driver::{Driver, Event, LATER, RecvBuffer, SendBuffer, Token, Waker};
 use super::slab::Slab;
 use super::socket;
 use super::udp::{Batch, CONTROL_LEN, UdpSocket};
@@ -59,10 +61,16 @@ pub struct Uring {
     datagram_group: Option<u16>,
     batch_group: Option<u16>,
     slots: Slab<Slot>,
-    /// Descriptors whose receiving stopped for want of buffers.
+    /// Datagram sockets and devices whose receiving stopped for want of buffers.
     starved: VecDeque<Token>,
+    /// Streams for which that holds.
+    direct: Direct,
     resting: Vec<Token>,
     known: VecDeque<Event>,
+    /// Connections that came and went.
+    later: VecDeque<Event>,
+    /// How many of them until the next wait.
+    later_left: usize,
     completions: Vec<Completion>,
     waker: Waker,
     /// Operations whose last completion has not come.
@@ -85,8 +93,11 @@ impl Uring {
             batch_group: None,
             slots: Slab::new(),
             starved: VecDeque::new(),
+            direct: Direct::new(),
             resting: Vec::new(),
             known: VecDeque::new(),
+            later: VecDeque::new(),
+            later_left: 0,
             completions: Vec::new(),
             waker: Waker::new()?,
             in_flight: 0,
@@ -155,7 +166,7 @@ impl Uring {
     fn receive(&mut self, token: Token) -> io::Result<()> {
         let Some(slot) = self.slots.get_mut(token) else { return Ok(()) };
         let held = (slot.paused && slot.send_error.is_none()) || slot.closing || slot.dead;
-        if held || slot.receiving || slot.polling {
+        if held || slot.receiving || slot.polling || slot.starved {
             return Ok(());
         }
         let fd = Fd(slot.fd.as_raw_fd());
@@ -208,7 +219,7 @@ impl Uring {
             && !slot.dead
         {
             slot.dead = true;
-            self.known.push_back(Event::Closed { token, error });
+            self.later.push_back(Event::Closed { token, error });
         }
     }
 
@@ -429,12 +440,14 @@ impl Driver for Uring {
 
     fn wait_gathering(&mut self, timeout: Option<Duration>, gather: Option<Duration>) -> io::Result<()> {
         self.feed_starved()?;
+        self.feed_waiting();
+        let left_over = !self.known.is_empty() || !self.later.is_empty() || self.direct.is_ready();
         let gathered = match gather {
-            Some(gather) if self.known.is_empty() => self.ring.gather(gather)?,
+            Some(gather) if !left_over => self.ring.gather(gather)?,
             _ => false,
         };
         let timeout = match timeout {
-            _ if !self.known.is_empty() => Some(Duration::ZERO),
+            _ if left_over => Some(Duration::ZERO),
             Some(timeout) if !self.resting.is_empty() => Some(timeout.min(ACCEPT_REST)),
             None if !self.resting.is_empty() => Some(ACCEPT_REST),
             timeout => timeout,
@@ -446,6 +459,8 @@ impl Driver for Uring {
         self.ring.completions(&mut completions);
         let outcome = completions.drain(..).try_for_each(|completion| self.complete(completion));
         self.completions = completions;
+        self.direct.begin();
+        self.later_left = LATER;
         for listener in std::mem::take(&mut self.resting) {
             self.receive(listener)?;
         }
@@ -454,7 +469,11 @@ impl Driver for Uring {
 
     fn next_event(&mut self) -> Option<Event> {
         loop {
-            let event = self.known.pop_front()?;
+            let event = self.known.pop_front().or_else(|| self.read_directly());
+            let event = event.or_else(|| {
+                self.later_left = self.later_left.checked_sub(1)?;
+                self.later.pop_front()
+            })?;
             let token = match &event {
                 Event::Woken => return Some(event),
                 Event::Accepted { listener, .. } => *listener,
@@ -485,6 +504,7 @@ impl Driver for Uring {
 
     fn bytes(&mut self, buffer: &RecvBuffer) -> &mut [u8] {
         let bytes = match self.groups.get_mut(usize::from(buffer.group)) {
+            None if buffer.group == direct::GROUP => self.direct.bytes(),
             Some(group) => group.bytes(buffer.index),
             None => &mut [],
         };
@@ -495,7 +515,11 @@ impl Driver for Uring {
     }
 
     fn recycle(&mut self, buffer: RecvBuffer) {
-        self.give_back(Some((buffer.group, buffer.index)));
+        if buffer.group == direct::GROUP {
+            self.direct.recycle();
+        } else {
+            self.give_back(Some((buffer.group, buffer.index)));
+        }
     }
 
     fn name(&self) -> &'static str {

@@ -1,0 +1,145 @@
+//! Streams that found no provided buffer: read one after the other by plain system calls, each right before it is handled.
+//!
+//! A multishot receive takes buffers for as long as there is data, so under load the first stream to be started again would take all of them, and those behind
+//! it would starve in turns that nobody decides (among a hundred flooding senders some got a tenth of what others did). So a stream that starves leaves the ring and
+//! queues here; it gets one read per turn, in the order they came, and goes back to the ring when a read has emptied its socket. What is read is in the cache
+//! when it is handled. Streams that say little never come here: the ring's buffers are left to them, and each round looks at the ring again after
+//! [`ROUND`] bytes.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsFd;
+
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+
+use super::Uring;
+use super::buffers::BufferGroup;
+use crate::engine::driver::{Event, RecvBuffer, Token};
+
+/// The one buffer's size.
+const BUFFER: usize = 256 << 10;
+/// Bytes read in one round, a read counting at least [`LEAST`]: what came for others meanwhile waits no longer.
+const ROUND: usize = 256 << 10;
+const LEAST: usize = 2 << 10;
+/// The group that its buffer says it is from.
+pub(super) const GROUP: u16 = u16::MAX;
+
+/// See the module's doc.
+#[derive(Debug)]
+pub(super) struct Direct {
+    memory: Box<[u8]>,
+    out: bool,
+    ready: VecDeque<Token>,
+    /// Bytes that this round may still read.
+    left: usize,
+}
+
+impl Direct {
+    pub(super) fn new() -> Self {
+        Self { memory: vec![0; BUFFER].into_boxed_slice(), out: false, ready: VecDeque::new(), left: 0 }
+    }
+
+    /// `token` has data, or its end, to be read.
+    pub(super) fn queue(&mut self, token: Token) {
+        self.ready.push_back(token);
+    }
+
+    /// A round begins.
+    pub(super) const fn begin(&mut self) {
+        self.left = ROUND;
+    }
+
+    /// Whether there is something to read, and where to.
+    pub(super) fn is_ready(&self) -> bool {
+        !self.out && !self.ready.is_empty()
+    }
+
+    /// The bytes of the buffer, while it is out.
+    pub(super) fn bytes(&mut self) -> &mut [u8] {
+        if self.out { &mut self.memory } else { &mut [] }
+    }
+
+    pub(super) const fn recycle(&mut self) {
+        self.out = false;
+    }
+
+    /// Whose turn it is, in this round.
+    fn next(&mut self) -> Option<Token> {
+        if self.out || self.left == 0 { None } else { self.ready.pop_front() }
+    }
+
+    /// Who has waited longest, while the buffer is out: the caller keeps it, and may have room in the ring's.
+    fn pop_waiting(&mut self) -> Option<Token> {
+        if self.out { self.ready.pop_front() } else { None }
+    }
+
+    fn read(&mut self, socket: impl AsFd) -> Result<usize, Errno> {
+        let (len, _) = rustix::net::recv(socket, &mut *self.memory, RecvFlags::DONTWAIT)?;
+        // Also when nothing comes of it: a round ends.
+        self.left = self.left.saturating_sub(len.max(LEAST));
+        self.out = len > 0;
+        Ok(len)
+    }
+}
+
+impl Uring {
+    /// One read of the stream whose turn it is.
+    pub(super) fn read_directly(&mut self) -> Option<Event> {
+        while let Some(token) = self.direct.next() {
+            let Some(slot) = self.slots.get_mut(token) else { continue };
+            let held = slot.paused && slot.send_error.is_none();
+            if slot.closing || slot.dead || held {
+                // Resuming starts it again.
+                slot.starved = false;
+                continue;
+            }
+            match self.direct.read(&slot.fd) {
+                Ok(0) => {
+                    slot.starved = false;
+                    let error = slot.send_error.take();
+                    self.fail(token, error);
+                }
+                Ok(len) if len == BUFFER => {
+                    self.direct.queue(token);
+                    return Some(received(token, len));
+                }
+                Ok(len) => {
+                    // Emptied; what comes next is the ring's to notice.
+                    self.back_to_the_ring(token);
+                    return Some(received(token, len));
+                }
+                Err(Errno::INTR) => self.direct.queue(token),
+                Err(Errno::AGAIN) => self.back_to_the_ring(token),
+                Err(error) => {
+                    slot.starved = false;
+                    let error = slot.send_error.take().unwrap_or_else(|| io::Error::from(error));
+                    self.fail(token, Some(error));
+                }
+            }
+        }
+        None
+    }
+
+    /// When the buffer has not come back since the last round, the ring's buffers serve: as many streams as it has of them.
+    pub(super) fn feed_waiting(&mut self) {
+        let available = self.groups.first().map_or(0, BufferGroup::available);
+        for _ in 0..available {
+            let Some(token) = self.direct.pop_waiting() else { return };
+            self.back_to_the_ring(token);
+        }
+    }
+
+    fn back_to_the_ring(&mut self, token: Token) {
+        if let Some(slot) = self.slots.get_mut(token) {
+            slot.starved = false;
+        }
+        if let Err(error) = self.receive(token) {
+            self.fail(token, Some(error));
+        }
+    }
+}
+
+const fn received(token: Token, len: usize) -> Event {
+    Event::Received { token, buffer: RecvBuffer { group: GROUP, index: 0, offset: 0, len: len as u32 } }
+}
