@@ -72,5 +72,6 @@ pub(super) fn many_peers(
     let (base, _) = with(few)?;
     let (span, lost) = with(many)?;
     let percent = span.frames_per_cpu_second() / base.frames_per_cpu_second() * 100.0;
-    Ok(vec![Sample::of(percent).busy(&span).lost(lost)])
+    let note = format!("{:.0} and {:.0} ns a frame", base.cpu_ns_per_frame(), span.cpu_ns_per_frame());
+    Ok(vec![Sample::of(percent).busy(&span).lost(lost).note(&note)])
 }

@@ -233,6 +233,10 @@ impl Connection {
             control = std::mem::take(&mut self.stream.http);
             self.stream.control_frames(outbox, &mut control);
         }
+        // Tickets go with the answer to the upgrade, not in a segment of their own that wakes the client for nothing.
+        if ready && control.is_empty() && self.stream.owes_an_answer() {
+            return Ok(None);
+        }
         if let Some(buffer) = self.seal_control(&control)? {
             return Ok(Some(buffer));
         }
@@ -450,6 +454,11 @@ impl Stream {
             }
             sink(Incoming::Closed { code: None });
         }
+    }
+
+    /// Whether the other end may still ask for the upgrade.
+    const fn owes_an_answer(&self) -> bool {
+        matches!((&self.phase, &self.close), (Phase::ServerUpgrade { .. }, Close::No))
     }
 
     /// Whether what waits in the outbox may go: also after the reader has failed, before the close frame.

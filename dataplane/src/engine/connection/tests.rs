@@ -231,3 +231,28 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn tickets_wait_for_the_answer_to_the_upgrade() {
+    let (mut client, mut server, _pool) = ends(true);
+    let mut buffers = 0;
+    loop {
+        let mut answers = Vec::new();
+        while let Some(mut out) = client.connection.take_output(&mut client.outbox).unwrap() {
+            // Byte by byte: the handshake is over long before the request is whole.
+            for byte in out.filled_mut().chunks_mut(1) {
+                server.receive(byte);
+                while let Some(answer) = server.connection.take_output(&mut server.outbox).unwrap() {
+                    answers.push(answer);
+                }
+            }
+        }
+        if answers.is_empty() {
+            break;
+        }
+        buffers += answers.len();
+        answers.iter_mut().for_each(|answer| client.receive(answer.filled_mut()));
+    }
+    assert!(client.upgraded.is_some() && server.upgraded.is_some());
+    assert_eq!(buffers, 2, "the handshake's flight, and tickets with the answer");
+}

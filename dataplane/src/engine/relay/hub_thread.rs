@@ -13,6 +13,8 @@ use crate::proto::relay::mesh::Dial;
 
 /// Looks at the hub at least that often, whatever it says.
 const MAX_WAIT: Duration = Duration::from_secs(5);
+/// After what workers have reported: what many of them say in a crowd is taken together, and does not wake this thread each time.
+const REST: Duration = Duration::from_millis(1);
 
 /// See the module's doc.
 pub(super) struct HubThread {
@@ -42,12 +44,15 @@ impl HubThread {
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             let mut slow = Vec::new();
-            let mut stop = false;
+            let (mut stop, mut crowded) = (false, false);
             let inputs = first.into_iter().chain(self.input.try_iter());
             self.shared.with_hub(|hub, now| {
                 for input in inputs {
                     match input {
-                        HubInput::Worker(worker, report) => hub.handle_worker(worker, report, now),
+                        HubInput::Worker(worker, report) => {
+                            crowded = true;
+                            hub.handle_worker(worker, report, now);
+                        }
                         HubInput::DialFailed(relay) => hub.dial_failed(relay, now.instant),
                         HubInput::Execute(command) => slow.push(command),
                         HubInput::Wake => {}
@@ -64,6 +69,9 @@ impl HubThread {
             }
             if stop {
                 return;
+            }
+            if crowded {
+                std::thread::sleep(REST);
             }
         }
     }

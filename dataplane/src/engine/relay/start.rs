@@ -129,8 +129,9 @@ pub(super) fn start_workers(
         let (inbox_sender, inbox) = channel();
         let (ready, opened) = channel();
         let (start, wakers) = channel::<Vec<Waker>>();
+        let machine = Worker::new(id, limits.clone());
         let seat = Seat {
-            machine: Worker::new(id, limits.clone()),
+            machine: if count == 1 { machine.alone() } else { machine },
             id,
             listeners,
             trust: Arc::clone(&trust),

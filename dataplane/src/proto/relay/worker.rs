@@ -49,6 +49,8 @@ const MAX_COUNTED_NETWORKS: usize = 1024;
 #[derive(Debug)]
 pub struct Worker {
     id: WorkerId,
+    /// There is no other worker.
+    alone: bool,
     relay_id: RelayId,
     verifier: Option<Arc<TokenVerifier>>,
     revoked: RevocationList,
@@ -146,6 +148,7 @@ impl Worker {
         let metered = limits.rates.any();
         Self {
             id,
+            alone: false,
             relay_id: RelayId(0),
             verifier: None,
             revoked: RevocationList::default(),
@@ -169,6 +172,12 @@ impl Worker {
             network_drops: IdMap::default(),
             counters: Counters::default(),
         }
+    }
+
+    /// The relay's only worker: who signs in is answered at once, since no other worker has to hear of it first.
+    #[must_use]
+    pub fn alone(self) -> Self {
+        Self { alone: true, ..self }
     }
 
     /// The HTTP upgrade is done: frames may come.

@@ -237,3 +237,21 @@ fn without_keys_sign_ins_are_told_to_come_back() {
     rig.node(0, 0, 17, 1);
     assert_eq!(rig.errors(), [(ConnId(0), ErrorCode::Unavailable, None)]);
 }
+
+#[test]
+fn the_only_worker_answers_at_once_and_one_of_several_when_the_others_know() {
+    for alone in [true, false] {
+        let mut rig = Rig::new(1);
+        if alone {
+            let worker = rig.workers.remove(0);
+            rig.workers.push(worker.alone());
+        }
+        rig.hold = true;
+        rig.sent.clear();
+        rig.node(0, 0, 17, 1);
+        let answers = |rig: &Rig| rig.sent.iter().filter(|sent| sent.2 == FrameType::AuthResponse).count();
+        assert_eq!(answers(&rig), usize::from(alone));
+        rig.release();
+        assert_eq!(answers(&rig), 1, "and never twice");
+    }
+}

@@ -76,7 +76,11 @@ impl Worker {
                 self.replaced(old, node);
             }
             self.report(FromWorker::NodeUp { node, network });
-            self.mark_answer_due(conn, node);
+            if self.alone {
+                self.answer(conn, node, exp);
+            } else {
+                self.mark_answer_due(conn, node);
+            }
         } else {
             self.answer(conn, node, exp);
         }
