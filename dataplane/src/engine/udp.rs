@@ -7,7 +7,7 @@
 //! - Nothing is fragmented on the way (`IP_PMTUDISC_PROBE`): what is longer than the interface's MTU is EMSGSIZE, and the path's MTU is for the caller to find out. ECN bits stay
 //!   as they are: zero out, unread in.
 //!
-//! [`Bundles`] collects datagrams for such sends. Socket options, control messages and their alignment are quinn-udp's work. [`control`]
+//! [`Bundles`] collects datagrams for such sends. Socket options, control messages and their alignment are quinn-udp's work. `control`
 //! reads what io_uring leaves in a buffer, which that crate cannot.
 
 mod bundle;

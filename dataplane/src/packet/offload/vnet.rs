@@ -2,7 +2,7 @@
 //!
 //! It is `struct virtio_net_hdr` of `linux/virtio_net.h` (virtio 1.2 §5.1.6), ten bytes in the machine's own byte order, which is what a TUN device speaks unless
 //! told otherwise. `hdr_len` is written, because some kernels want a sensible one, and never believed: how long the headers are follows from `csum_start` and the
-//! TCP header itself ([`super::segment`]).
+//! TCP header itself ([`super::SuperPacket`]).
 
 use std::num::NonZeroU16;
 
