@@ -19,6 +19,8 @@ use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags};
 use super::driver::{Driver, Event, LATER, NEWCOMERS, RecvBuffer, SendBuffer, Token, Waker};
 use super::slab::Slab;
 use super::socket;
+use super::udp::{Batch, Received, Udp, UdpSocket};
+use crate::tun::MAX_READ;
 
 /// Size of a receive buffer: one receive takes as much as there is.
 const BUFFER: usize = 256 << 10;
@@ -72,6 +74,8 @@ struct Slot {
     hung_up: bool,
     sending: Option<SendBuffer>,
     send_error: Option<io::Error>,
+    /// Of a socket of the data path.
+    udp: Option<Box<Udp>>,
     shutdown: bool,
     /// [`Event::Closed`] is among the known events.
     dead: bool,
@@ -112,7 +116,7 @@ impl Epoll {
         })
     }
 
-    fn add(&mut self, fd: OwnedFd, kind: Kind) -> io::Result<Token> {
+    fn add(&mut self, fd: OwnedFd, kind: Kind, udp: Option<Box<Udp>>) -> io::Result<Token> {
         let token = self.slots.insert(Slot {
             fd,
             kind,
@@ -123,6 +127,7 @@ impl Epoll {
             hung_up: false,
             sending: None,
             send_error: None,
+            udp,
             shutdown: false,
             dead: false,
         });
@@ -229,6 +234,7 @@ impl Epoll {
             Kind::Connecting => None,
             Kind::Listener => self.accept(token),
             Kind::Stream => self.read_stream(token),
+            Kind::Datagram if slot.udp.is_some() => self.read_batch(token),
             Kind::Datagram => self.read_datagram(token),
             Kind::Packets { max } => self.read_packet(token, max),
         }
@@ -303,6 +309,22 @@ impl Epoll {
         }
     }
 
+    fn read_batch(&mut self, token: Token) -> Option<Event> {
+        let index = *self.free.last()?;
+        let slot = self.slots.get_mut(token)?;
+        match slot.udp.as_ref()?.receive(&slot.fd, place(&mut self.memory, index)) {
+            Ok(Received { from, local, segment, len }) => {
+                self.enqueue(token);
+                self.free.pop();
+                Some(Event::Datagrams { token, from, local, segment, buffer: received(index, len) })
+            }
+            Err(error) => {
+                let error = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+                self.not_read(token, error)
+            }
+        }
+    }
+
     fn read_packet(&mut self, token: Token, max: usize) -> Option<Event> {
         let index = *self.free.last()?;
         let slot = self.slots.get_mut(token)?;
@@ -343,12 +365,12 @@ impl fmt::Debug for Epoll {
 
 impl Driver for Epoll {
     fn listen(&mut self, socket: OwnedFd) -> io::Result<Token> {
-        self.add(socket, Kind::Listener)
+        self.add(socket, Kind::Listener, None)
     }
 
     fn stream(&mut self, socket: OwnedFd) -> io::Result<Token> {
         socket::prepare_stream(&socket)?;
-        self.add(socket, Kind::Stream)
+        self.add(socket, Kind::Stream, None)
     }
 
     fn newcomer(&mut self, socket: OwnedFd) -> io::Result<Token> {
@@ -368,18 +390,22 @@ impl Driver for Epoll {
     fn connect(&mut self, address: SocketAddr) -> io::Result<Token> {
         let socket = socket::connecting(address)?;
         socket::prepare_stream(&socket)?;
-        self.add(socket, Kind::Connecting)
+        self.add(socket, Kind::Connecting, None)
     }
 
     fn datagram(&mut self, socket: OwnedFd) -> io::Result<Token> {
-        self.add(socket, Kind::Datagram)
+        self.add(socket, Kind::Datagram, None)
+    }
+
+    fn udp(&mut self, socket: UdpSocket) -> io::Result<Token> {
+        self.add(socket.descriptor, Kind::Datagram, Some(Box::new(socket.state)))
     }
 
     fn packets(&mut self, device: OwnedFd, max_packet: usize) -> io::Result<Token> {
-        if max_packet > 64 << 10 {
+        if max_packet > MAX_READ {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "packets are limited to 64 KiB"));
         }
-        self.add(device, Kind::Packets { max: max_packet })
+        self.add(device, Kind::Packets { max: max_packet }, None)
     }
 
     fn send(&mut self, token: Token, buffer: SendBuffer) {
@@ -407,6 +433,11 @@ impl Driver for Epoll {
     fn send_to(&mut self, token: Token, to: SocketAddr, datagram: &[u8]) -> io::Result<bool> {
         let Some(slot) = self.slots.get(token) else { return Ok(false) };
         socket::send_to(&slot.fd, to, datagram)
+    }
+
+    fn send_batch(&mut self, token: Token, batch: &Batch<'_>) -> io::Result<usize> {
+        let Some(Slot { fd, udp: Some(udp), .. }) = self.slots.get_mut(token) else { return Ok(0) };
+        udp.send(fd, batch)
     }
 
     fn write_packet(&mut self, token: Token, packet: &[u8]) -> io::Result<bool> {

@@ -2,6 +2,7 @@
 
 mod fairness;
 mod tun_device;
+mod udp;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};

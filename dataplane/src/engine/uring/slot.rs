@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use crate::engine::driver::{SendBuffer, Token};
+use crate::engine::udp::Udp;
 
 /// One descriptor and what the kernel does with it.
 #[derive(Debug)]
@@ -28,6 +29,8 @@ pub(super) struct Slot {
     pub(super) send_error: Option<io::Error>,
     /// What a datagram's receive operation refers to.
     pub(super) message: Option<Box<libc::msghdr>>,
+    /// Of a socket of the data path.
+    pub(super) udp: Option<Box<Udp>>,
 }
 
 /// What a descriptor is.
@@ -88,6 +91,7 @@ impl Slot {
             sending: None,
             send_error: None,
             message,
+            udp: None,
         }
     }
 }
