@@ -483,8 +483,11 @@ impl Driver for Epoll {
     }
 
     fn wait_gathering(&mut self, timeout: Option<Duration>, gather: Option<Duration>) -> io::Result<()> {
-        let left_over = !(self.known.is_empty() && self.later.is_empty() && self.doors.is_empty())
-            || (!(self.ready.is_empty() && self.newcomers.is_empty()) && !self.free.is_empty());
+        let to_read = !self.ready.is_empty() || !self.newcomers.is_empty();
+        let left_over = !self.known.is_empty()
+            || !self.later.is_empty()
+            || !self.doors.is_empty()
+            || (to_read && !self.free.is_empty());
         if let Some(gather) = gather
             && !left_over
         {

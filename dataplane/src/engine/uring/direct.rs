@@ -66,7 +66,8 @@ impl Direct {
 
     /// Whether there is something to read, and where to.
     pub(super) fn is_ready(&self) -> bool {
-        !self.out && !(self.ready.is_empty() && self.newcomers.is_empty())
+        let to_read = !self.ready.is_empty() || !self.newcomers.is_empty();
+        to_read && !self.out
     }
 
     /// The bytes of the buffer, while it is out.
