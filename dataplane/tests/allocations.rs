@@ -15,7 +15,7 @@ use meshdp::packet::offload::{Coalescer, Fill, Format, VnetHeader};
 use meshdp::proto::crypto::keys::{MachineKey, NodeKey};
 use meshdp::proto::drop_reason::DropReason;
 use meshdp::proto::id::{NetworkId, NodeId, RelayId};
-use meshdp::proto::node::{Checksum, Node, NodeSettings, Outgoing, Received};
+use meshdp::proto::node::{Checksum, Node, NodeSettings, Outgoing, Received, Target};
 use meshdp::proto::relay::queue::{Backlog, Queue, QueuePolicy, Queues};
 use meshdp::proto::relay::worker::{Purpose, Worker};
 use meshdp::proto::relay::{ConnId, Limits, ToWorker, Verdict, WorkerId};
@@ -102,6 +102,7 @@ fn config(own: u8, other: u8) -> Config {
         online: true,
         relays: vec![RELAY],
         path: Paths::default(),
+        endpoints: Vec::new(),
     };
     let membership = Membership {
         node_id: NodeId(own.into()),
@@ -183,7 +184,9 @@ fn there_and_back(nodes: &mut [Node; 2], buffers: &mut [Vec<u8>; 2], now: Now) {
         packet[12..16].copy_from_slice(&[10, 0, 0, from as u8 + 1]);
         packet[16..20].copy_from_slice(&[10, 0, 0, 2 - from as u8]);
         let outgoing = nodes[from].handle_packet(buffer, Checksum::Complete, now);
-        let Outgoing::Send { relay: RELAY, via: None, frame } = outgoing else { panic!("{outgoing:?}") };
+        let Outgoing::Send { target: Target::Relay { relay: RELAY, via: None }, frame } = outgoing else {
+            panic!("{outgoing:?}")
+        };
         let received = nodes[1 - from].handle_relay_frame(RELAY, &mut buffer[frame], now);
         assert!(matches!(received, Received::Packet { .. }), "{received:?}");
     }

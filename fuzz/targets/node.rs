@@ -9,7 +9,7 @@ use std::time::Duration;
 use libfuzzer_sys::fuzz_target;
 use meshdp::proto::crypto::keys::{MachineKey, NodeKey};
 use meshdp::proto::id::{NetworkId, NodeId, RelayId};
-use meshdp::proto::node::{Checksum, Event, Node, NodeSettings, Outgoing, Received};
+use meshdp::proto::node::{Checksum, Event, Node, NodeSettings, Outgoing, Received, Target};
 use meshdp::proto::time::{Instant, Now, UnixTime};
 use meshdp::proto::wire::control::node::{
     Config, Membership, Network, Paths, Peer, Relay, Settings, SignedNodeKey,
@@ -260,10 +260,11 @@ impl World {
         buffer.extend_from_slice(packet);
         buffer.resize(buffer.len() + TAG_LEN, 0);
         match self.nodes[from].handle_packet(&mut buffer, Checksum::Complete, self.now) {
-            Outgoing::Send { relay, frame, .. } => {
+            Outgoing::Send { target: Target::Relay { relay, .. }, frame } => {
                 *self.sent[1 - from].entry(packet.to_vec()).or_default() += 1;
                 self.hold(1 - from, relay, buffer[frame].to_vec());
             }
+            Outgoing::Send { target, .. } => panic!("{target:?} without a socket"),
             Outgoing::Queued => *self.sent[1 - from].entry(packet.to_vec()).or_default() += 1,
             Outgoing::Dropped(_) => {}
         }
@@ -304,7 +305,8 @@ impl World {
     /// What a node wants to send is given to the relay; what it wants done is not.
     fn drain(&mut self, from: usize) {
         let mut out = Vec::new();
-        while let Some(relay) = self.nodes[from].poll_transmit(&mut out) {
+        while let Some(target) = self.nodes[from].poll_transmit(&mut out) {
+            let Target::Relay { relay, .. } = target else { panic!("{target:?} without a socket") };
             for frame in Frames::new(&out) {
                 let frame = frame.expect("a node writes whole frames");
                 self.relay(from, relay, frame.header.kind, frame.bytes, frame.payload());
@@ -367,6 +369,7 @@ fn config(index: usize, other_machine: MachineKey, other_key: SignedNodeKey) -> 
                 online: true,
                 relays: RELAYS.to_vec(),
                 path: Paths::default(),
+                endpoints: Vec::new(),
             }],
             routes: Vec::new(),
         }],

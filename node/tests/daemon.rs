@@ -187,6 +187,7 @@ impl TestController {
             online: true,
             relays: vec![RelayId(1)],
             path: Paths { best: Some(vec![RelayId(1)]), second: None },
+            endpoints: Vec::new(),
         });
         let routes = others.clone().flat_map(|(other, machine)| {
             machine.routes.iter().map(move |route| Route {

@@ -146,6 +146,7 @@ fn config(own: u32, other: u32, relays: &[&TestRelay]) -> Config {
                 online: true,
                 relays: ids.clone(),
                 path: Paths { best: ids.first().map(|&id| vec![id]), second: None },
+                endpoints: Vec::new(),
             }],
             routes: Vec::new(),
         }],

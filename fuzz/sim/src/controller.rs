@@ -40,6 +40,8 @@ pub struct Controller {
     pub members: BTreeMap<NodeId, Member>,
     /// All relays.
     pub relays: BTreeSet<RelayId>,
+    /// STUN servers, by relay.
+    pub stun: BTreeMap<RelayId, std::net::SocketAddr>,
     /// Subnet routes.
     pub routes: BTreeMap<NodeId, Vec<Route>>,
     /// Best paths by (from, to), when a scenario sets some.
@@ -60,6 +62,7 @@ impl Default for Controller {
             signer: TokenSigner::eddsa("k1", &[42; 32]).expect("any 32 bytes are a seed"),
             members: BTreeMap::new(),
             relays: BTreeSet::new(),
+            stun: BTreeMap::new(),
             routes: BTreeMap::new(),
             paths: BTreeMap::new(),
             networks: BTreeMap::new(),
@@ -129,6 +132,7 @@ impl Controller {
             online: true,
             relays: member.relays.iter().copied().collect(),
             path: self.paths.get(&(from, id)).cloned().unwrap_or_default(),
+            endpoints: Vec::new(),
         })
     }
 
@@ -145,7 +149,7 @@ impl Controller {
                 region: String::new(),
                 data_url: Some(format!("wss://relay-{id}.example/ws/data")),
                 tls_pin: None,
-                stun: None,
+                stun: self.stun.get(id).copied(),
             })
             .collect();
         Config { version: self.version, memberships, relays, settings: self.settings.clone() }

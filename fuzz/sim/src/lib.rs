@@ -10,6 +10,7 @@
 //!   ├─ RelayHost: hub, worker, their shell  relay_host.rs
 //!   ├─ Controller                           controller.rs
 //!   ├─ Links                                link.rs
+//!   ├─ Internet: NATs, STUN servers         nat.rs, world/udp.rs
 //!   └─ Model                                model.rs
 //! ```
 
@@ -17,6 +18,7 @@ pub mod controller;
 pub mod link;
 pub mod machine;
 pub mod model;
+pub mod nat;
 pub mod packet;
 pub mod relay_host;
 pub mod scenario;

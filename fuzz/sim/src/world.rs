@@ -4,6 +4,7 @@
 //! puts out, until the time is up. Everything is drawn from one generator, in a fixed order: the same seed gives the same run.
 
 mod carriage;
+pub mod udp;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use meshdp::proto::drop_reason::DropReason;
 use meshdp::proto::id::{NetworkId, NodeId, RelayId};
-use meshdp::proto::node::{Checksum, Event, Outgoing};
+use meshdp::proto::node::{Checksum, Event, Outgoing, Target};
 use meshdp::proto::time::{Instant, Now, UnixTime};
 use meshdp::proto::wire::control::node::{AdvertisedRoute, ConfigUpdate};
 use meshdp::proto::wire::control::server::{NodeLocations, ServerRegister};
@@ -25,6 +26,7 @@ use crate::controller::Controller;
 use crate::link::{Connection, End, Quality};
 use crate::machine::Machine;
 use crate::model::Model;
+use crate::nat::{Arrival, Internet};
 use crate::packet;
 use crate::relay_host::{RelayHost, Task};
 
@@ -46,6 +48,7 @@ enum Happening {
     ControllerToRelay { relay: RelayId, kind: FrameType, payload: Vec<u8> },
     Update { machine: usize, update: Box<ConfigUpdate> },
     WholeConfig { machine: usize },
+    Datagram { arrival: Arrival, bytes: Vec<u8> },
 }
 
 /// See the [module](self).
@@ -62,6 +65,14 @@ pub struct World {
     pub model: Model,
     /// Of connections made from now on.
     pub quality: Quality,
+    /// UDP.
+    pub internet: Internet,
+    /// Of datagrams.
+    pub udp_quality: Quality,
+    /// Sockets that machines offer for a search.
+    pub extra_sockets: u16,
+    /// How many datagrams were sent.
+    pub datagrams: u64,
     /// False: the controller says and hears nothing.
     pub controller_up: bool,
     /// Called for every frame between nodes that a link carries; may change it.
@@ -90,6 +101,10 @@ impl World {
             controller: Controller::default(),
             model: Model::default(),
             quality: Quality::clean(Duration::from_millis(10)),
+            internet: Internet::default(),
+            udp_quality: Quality::clean(Duration::from_millis(5)),
+            extra_sockets: 0,
+            datagrams: 0,
             controller_up: true,
             tap: None,
             blocked: BTreeSet::new(),
@@ -155,6 +170,7 @@ impl World {
         let mut seed = [0; 32];
         self.rng.fill_bytes(&mut seed);
         self.machines[machine].start(seed, self.now);
+        self.tell_endpoints(machine);
         self.later(CONTROL_DELAY, Happening::WholeConfig { machine });
         self.drain_machine(machine);
     }
@@ -319,15 +335,19 @@ impl World {
         let machine = self.controller.members[&from].machine;
         let mut buffer = [&[0; DATA_HEADROOM], bytes.as_slice(), &[0; TAG_LEN]].concat();
         let Some(node) = &mut self.machines[machine].node else { return id };
-        if let Outgoing::Send { relay, via, frame } =
-            node.handle_packet(&mut buffer, Checksum::Complete, self.now)
-        {
-            let frame = &buffer[frame];
-            let message = match via.and_then(|via| via_header(via, frame.len()).ok()) {
-                Some(header) => [header.as_slice(), frame].concat(),
-                None => frame.to_vec(),
-            };
-            self.transmit(machine, relay, &message);
+        match node.handle_packet(&mut buffer, Checksum::Complete, self.now) {
+            Outgoing::Send { target: Target::Relay { relay, via }, frame } => {
+                let frame = &buffer[frame];
+                let message = match via.and_then(|via| via_header(via, frame.len()).ok()) {
+                    Some(header) => [header.as_slice(), frame].concat(),
+                    None => frame.to_vec(),
+                };
+                self.transmit(machine, relay, &message);
+            }
+            Outgoing::Send { target: Target::Direct(place), frame } => {
+                self.send_datagram(machine, place, buffer[frame].to_vec());
+            }
+            Outgoing::Queued | Outgoing::Dropped(_) => {}
         }
         self.drain_machine(machine);
         id
@@ -414,6 +434,7 @@ impl World {
             return;
         }
         match happening {
+            Happening::Datagram { arrival, bytes } => self.datagram_arrives(arrival, bytes),
             Happening::Frame { connection, side, bytes } => self.frame_arrives(connection, side, bytes),
             Happening::Closed { connection, side } => self.close_arrives(connection, side),
             Happening::Dialled { machine, relay, start } => self.dialled(machine, relay, start),
@@ -450,11 +471,14 @@ impl World {
     /// Carries away what a machine has put out.
     pub fn drain_machine(&mut self, machine: usize) {
         let mut buffer = Vec::new();
-        while let Some(relay) = self.machines[machine].node.as_mut().and_then(|node| {
+        while let Some(target) = self.machines[machine].node.as_mut().and_then(|node| {
             buffer.clear();
             node.poll_transmit(&mut buffer)
         }) {
-            self.transmit(machine, relay, &buffer);
+            match target {
+                Target::Relay { relay, .. } => self.transmit(machine, relay, &buffer),
+                Target::Direct(place) => self.send_datagram(machine, place, buffer.clone()),
+            }
         }
         while let Some(event) =
             self.machines[machine].node.as_mut().and_then(meshdp::proto::node::Node::poll_event)

@@ -144,6 +144,7 @@ const fn is_needed(report: &Report) -> bool {
                 Event::EchoReply { .. }
                     | Event::SessionEstablished { .. }
                     | Event::PathChanged { .. }
+                    | Event::DirectChanged { .. }
                     | Event::RelayState { .. }
                     | Event::LatencyReport(_)
             )

@@ -290,6 +290,11 @@ impl Daemon {
             }
             Event::SessionEstablished { peer, cipher } => tracing::debug!(%peer, cipher, "session"),
             Event::PathChanged { peer, path } => tracing::info!(%peer, ?path, "path"),
+            Event::DirectChanged { peer, address } => tracing::info!(%peer, ?address, "direct path"),
+            Event::EndpointsChanged { endpoints, nat } => {
+                tracing::info!(?endpoints, ?nat, "reachable at");
+                self.ask(NodeUpdate { endpoints: Some(endpoints), ..NodeUpdate::default() });
+            }
             Event::RelayState { relay, ready } => tracing::info!(%relay, ready, "relay"),
             Event::LatencyReport(report) => drop(self.link.try_send(Request::Report(report))),
             Event::NeedTokens => self.ask(NodeUpdate { refresh_tokens: true, ..NodeUpdate::default() }),

@@ -167,6 +167,8 @@ mod tests {
             session_age_s: None,
             cipher: None,
             path: Vec::new(),
+            direct: None,
+            direct_kind: None,
             rtt_ms: None,
             tx_bytes: 0,
             tx_packets: 0,

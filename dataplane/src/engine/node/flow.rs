@@ -16,7 +16,7 @@ use crate::packet::offload::{Fill, SuperPacket, Write};
 use crate::proto::drop_reason::{DropCounters, DropReason};
 use crate::proto::error::FrameError;
 use crate::proto::id::RelayId;
-use crate::proto::node::{Event, Node, Outgoing, Received};
+use crate::proto::node::{Event, Node, Outgoing, Received, Target};
 use crate::proto::time::{Instant, Now};
 use crate::proto::wire::data::{DATA_HEADROOM, DATA_OVERHEAD, VIA_PREFIX_LEN, via_header};
 use crate::proto::wire::frame::{FrameHeader, FrameType, HEADER_LEN};
@@ -99,7 +99,8 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
     pub(super) fn drain(&mut self, now: Now) {
         loop {
             self.scratch.clear();
-            let Some(relay) = self.node.poll_transmit(&mut self.scratch) else { break };
+            let Some(target) = self.node.poll_transmit(&mut self.scratch) else { break };
+            let Target::Relay { relay, .. } = target else { continue };
             let Some(link) = self.links.of_relay(relay) else { continue };
             let pushed = if is_bulk(&self.scratch) {
                 link.outbox.push(&self.scratch, now.instant)
@@ -197,7 +198,7 @@ impl Sealing<'_> {
             let place = &mut body[DATA_HEADROOM..DATA_HEADROOM + length];
             let checksum = whole.write(index, Fill::Partial, place);
             match self.node.handle_packet(body, checksum, now) {
-                Outgoing::Send { relay: chosen, via: through, frame } => {
+                Outgoing::Send { target: Target::Relay { relay: chosen, via: through }, frame } => {
                     let header = through.map(|id| via_header(id, frame.len()));
                     if (chosen, through) == guess && frame.start == 0 {
                         if let Some(Ok(header)) = header {
@@ -210,6 +211,8 @@ impl Sealing<'_> {
                         elsewhere = Some((chosen, through));
                     }
                 }
+                // Without a UDP socket the machine has no direct paths.
+                Outgoing::Send { target: Target::Direct(_), .. } => self.drops.count(DropReason::NoPath),
                 Outgoing::Queued | Outgoing::Dropped(_) => {}
             }
         } else {
@@ -217,7 +220,8 @@ impl Sealing<'_> {
             self.scratch.resize(DATA_OVERHEAD + length, 0);
             let place = &mut self.scratch[DATA_HEADROOM..DATA_HEADROOM + length];
             let checksum = whole.write(index, Fill::Partial, place);
-            if let Outgoing::Send { relay, via, frame } = self.node.handle_packet(self.scratch, checksum, now)
+            if let Outgoing::Send { target: Target::Relay { relay, via }, frame } =
+                self.node.handle_packet(self.scratch, checksum, now)
             {
                 self.scratch.truncate(frame.end);
                 self.scratch.drain(..frame.start);

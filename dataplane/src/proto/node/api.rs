@@ -1,7 +1,7 @@
 //! What goes into a [`super::Node`] and what comes out, as values.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -11,8 +11,12 @@ use serde::Serialize;
 use crate::proto::crypto::keys::{MachineKey, NodeKey};
 use crate::proto::drop_reason::DropReason;
 use crate::proto::id::{NetworkId, NodeId, RelayId};
+use crate::proto::path::candidate::Kind;
+use crate::proto::path::choice::Path;
+use crate::proto::path::direct::Place;
+use crate::proto::path::nat::NatBehaviour;
 use crate::proto::wire::control::PublicKey;
-use crate::proto::wire::control::node::{AdvertisedRoute, LatencyReport, Relay};
+use crate::proto::wire::control::node::{AdvertisedRoute, Endpoint, LatencyReport, Relay};
 
 /// What a [`super::Node`] is made from.
 pub struct NodeSettings {
@@ -78,15 +82,48 @@ pub enum Received<'a> {
     Dropped(DropReason),
 }
 
-/// What became of a packet from the TUN device.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outgoing {
-    /// Sealed: send `buffer[frame]` on the connection to `relay`.
-    Send {
+/// Where a frame goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Target {
+    /// On the connection to a relay.
+    Relay {
         /// The connection.
         relay: RelayId,
         /// `Some`: wrap it in VIA for this relay (`wire::data::via_header`); several frames for the same two relays may share one VIA.
         via: Option<RelayId>,
+    },
+    /// In a datagram of its own, from a UDP socket.
+    Direct(Place),
+}
+
+impl From<Path> for Target {
+    fn from(path: Path) -> Self {
+        Self::Relay { relay: path.relay, via: path.via }
+    }
+}
+
+/// The UDP side of the machine, as the shell knows it: see [`super::Node::set_endpoints`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LocalEndpoints {
+    /// Port of the IPv4 socket, if there is one.
+    pub port4: Option<u16>,
+    /// Port of the IPv6 socket, if there is one.
+    pub port6: Option<u16>,
+    /// Addresses of the interfaces with their networks, without the TUN device's.
+    pub addresses: Vec<IpNet>,
+    /// Addresses that UPnP-IGD, NAT-PMP or PCP has mapped to the sockets.
+    pub mapped: Vec<SocketAddr>,
+    /// Sockets that may be opened for a search among random ports; 0: none.
+    pub extra_sockets: u16,
+}
+
+/// What became of a packet from the TUN device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outgoing {
+    /// Sealed: send `buffer[frame]`.
+    Send {
+        /// Where it goes.
+        target: Target,
         /// One whole DATA frame within the buffer.
         frame: Range<usize>,
     },
@@ -174,6 +211,20 @@ pub enum Event {
         /// Relays to go by, as in the configuration; empty: none left.
         path: Vec<RelayId>,
     },
+    /// Packets to a peer take a direct path from now on, or no longer.
+    DirectChanged {
+        /// The peer.
+        peer: NodeId,
+        /// Its address; `None`: packets take the relays.
+        address: Option<SocketAddr>,
+    },
+    /// Where this node may be reached, all of it: tell the controller (NODE_UPDATE `endpoints`).
+    EndpointsChanged {
+        /// Best first.
+        endpoints: Vec<Endpoint>,
+        /// What the NAT does, as far as it is known.
+        nat: NatBehaviour,
+    },
     /// A relay is ready for at least one membership, or no longer.
     RelayState {
         /// Which one.
@@ -193,8 +244,10 @@ pub enum Event {
         id: u64,
         /// Round trip.
         rtt: Duration,
-        /// Relays that the answer's way began with, seen from here.
+        /// Relays that the answer's way began with, seen from here; empty when it came directly.
         path: Vec<RelayId>,
+        /// The address that it came from, when it came directly.
+        direct: Option<SocketAddr>,
     },
 }
 
@@ -294,6 +347,10 @@ pub struct PeerStatus {
     pub cipher: Option<&'static str>,
     /// Relays in use, as in the configuration; empty: none.
     pub path: Vec<RelayId>,
+    /// The peer's address, while packets take a direct path.
+    pub direct: Option<SocketAddr>,
+    /// What sort of address that is.
+    pub direct_kind: Option<Kind>,
     /// Last measured round trip to the peer, milliseconds.
     pub rtt_ms: Option<f64>,
     /// Bytes of IP packets sent.

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 
 use super::api::{Event, NeedResync, Untrusted};
 use super::connection::Connection;
+use super::endpoint::candidate_of;
 use super::peer::{Peer, Trust};
 use super::relay_link::RENEW_TOKEN;
 use super::timer::Timer;
@@ -59,6 +60,7 @@ impl Node {
         self.config = Some(config);
         self.settings_changed(now);
         self.after_change();
+        self.ask_servers(now);
         if joined {
             self.wake_relays(now);
         }
@@ -117,6 +119,7 @@ impl Node {
             }
             Change::RelaySet { relay } => {
                 self.set_relay(&relay, now);
+                self.ask_servers(now);
                 self.relays_due(now);
             }
             Change::RelayRemove { relay_id } => self.remove_relay(relay_id, now),
@@ -266,6 +269,7 @@ impl Node {
         let Some(peer) = self.directory.get_mut(key) else { return };
         let before = std::mem::take(&mut peer.addresses);
         peer.describe(info);
+        peer.direct.announced(info.endpoints.iter().filter_map(candidate_of));
         for address in before.iter().filter(|address| !info.addresses.contains(address)) {
             self.directory.routes.remove(IpNet::from(*address), key);
         }

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use super::api::{Checksum, EchoError, Event, Outgoing, Received};
+use super::api::{Checksum, EchoError, Event, Outgoing, Received, Target};
+use super::direct::Origin;
 use super::peer::{Peer, Trust};
 use super::queue::Waiting;
 use super::timer::Timer;
 use super::{Echo, Node};
 use crate::proto::drop_reason::DropReason;
-use crate::proto::id::{NodeId, RelayId, SessionIndex};
+use crate::proto::id::{NodeId, SessionIndex};
 use crate::proto::path::choice::Path;
 use crate::proto::routing::packet::Addresses;
 use crate::proto::routing::table::PeerKey;
@@ -54,14 +55,16 @@ impl Node {
         let directory = &self.directory;
         let usable = |key| directory.get(key).is_some_and(|peer| peer.is_usable(now.instant));
         let key = directory.routes.lookup(packet, addresses, usable).ok_or(DropReason::NoRoute)?;
-        let Some(path) = self.seal_for(key, buffer, checksum, now)? else {
+        let Some(target) = self.seal_for(key, buffer, checksum, now)? else {
             self.enqueue(key, buffer.to_vec(), checksum, now);
             return Ok(Outgoing::Queued);
         };
-        if let Some(connection) = self.relays.get_mut(&path.relay) {
+        if let Target::Relay { relay, .. } = target
+            && let Some(connection) = self.relays.get_mut(&relay)
+        {
             connection.note_sent(now.instant);
         }
-        Ok(Outgoing::Send { relay: path.relay, via: path.via, frame: 0..buffer.len() })
+        Ok(Outgoing::Send { target, frame: 0..buffer.len() })
     }
 
     /// Seals what is in `buffer` for a peer; `None`: there is no session to do it with.
@@ -71,14 +74,15 @@ impl Node {
         buffer: &mut [u8],
         checksum: Checksum,
         now: Now,
-    ) -> Result<Option<Path>, DropReason> {
+    ) -> Result<Option<Target>, DropReason> {
         let peer = self.directory.get_mut(key).ok_or(DropReason::NoRoute)?;
         if peer.trust != Trust::Verified {
             return Err(DropReason::UntrustedKey);
         }
         let route = Route { source: peer.own, destination: peer.id };
+        let target = peer.target(buffer.len());
         let Some(session) = peer.sessions.sealing(now.instant) else { return Ok(None) };
-        let path = peer.path.path().ok_or(DropReason::NoPath)?;
+        let target = target.ok_or(DropReason::NoPath)?;
         let counted = buffer.get(DATA_HEADROOM).is_some_and(|first| matches!(first >> 4, 4 | 6));
         session.seal(route, flags(checksum), buffer).map_err(|_| DropReason::TooBig)?;
         let renew = now.instant >= peer.renew_at || session.sealed() >= rekey::REKEY_PACKETS;
@@ -89,10 +93,15 @@ impl Node {
         if let Some(at) = peer.note_sent(now.instant) {
             self.timers.set(Timer::Peer(key), at);
         }
+        if let Target::Direct(place) = target
+            && let Some(at) = peer.direct.note_sent(place, now.instant).and_then(|at| peer.wants_timer(at))
+        {
+            self.timers.set(Timer::Peer(key), at);
+        }
         if renew {
             self.want_session(key, now);
         }
-        Ok(Some(path))
+        Ok(Some(target))
     }
 
     /// Keeps a packet until there is a session, and asks for one.
@@ -115,8 +124,8 @@ impl Node {
                 continue;
             }
             match self.seal_for(key, &mut waiting.buffer, waiting.checksum, now) {
-                Ok(Some(path)) => {
-                    self.outbox.send(&mut self.relays, path, waiting.buffer, now.instant);
+                Ok(Some(target)) => {
+                    self.outbox.send(&mut self.relays, target, waiting.buffer, now.instant);
                     sent = true;
                 }
                 Ok(None) => self.drops.count(DropReason::HandshakeQueue),
@@ -132,27 +141,31 @@ impl Node {
     pub(super) fn send_keepalive(&mut self, key: PeerKey, now: Now) {
         let Some(peer) = self.directory.get_mut(key) else { return };
         let route = Route { source: peer.own, destination: peer.id };
-        let Some(path) = peer.path.path() else { return };
+        let Some(target) = peer.target(DATA_OVERHEAD) else { return };
         let mut buffer = vec![0; DATA_OVERHEAD];
         let sealed = peer.sessions.sealing(now.instant).map(|s| s.seal(route, Flags::NONE, &mut buffer));
         if sealed == Some(Ok(())) {
             peer.owed = None;
-            self.outbox.send(&mut self.relays, path, buffer, now.instant);
+            self.outbox.send(&mut self.relays, target, buffer, now.instant);
         }
     }
 
-    /// One DATA frame from a relay.
+    /// One DATA frame.
     pub(super) fn receive_data<'a>(
         &mut self,
-        relay: RelayId,
+        origin: Origin,
         flags: Flags,
         frame: &'a mut [u8],
         now: Now,
     ) -> Result<Received<'a>, DropReason> {
         let route = route(frame).map_err(|_| DropReason::Malformed)?;
-        let index = Nonce::of_frame(frame).map_err(|_| DropReason::Malformed)?.index;
+        let nonce = Nonce::of_frame(frame).map_err(|_| DropReason::Malformed)?;
+        let (index, size) = (nonce.index, frame.len());
         let Some(key) = self.directory.by_session(index) else {
-            self.session_lost(route, now);
+            // Anybody can send datagrams; of relays the sender is known.
+            if origin.relay().is_some() {
+                self.session_lost(route, now);
+            }
             return Err(DropReason::UnknownSession);
         };
         let peer = self.directory.get_mut(key).ok_or(DropReason::UnknownSession)?;
@@ -164,7 +177,11 @@ impl Node {
         }
         let (standing, session) = peer.sessions.find(index).ok_or(DropReason::UnknownSession)?;
         let text = session.open(frame)?;
-        peer.note_heard(relay, now.instant);
+        let newest = session.is_newest(nonce.counter) && standing != Standing::Old;
+        peer.note_heard(origin.relay(), now.instant);
+        if let Origin::Direct(place) = origin {
+            self.heard_directly(key, place, newest, text, now);
+        }
         if standing == Standing::Unconfirmed {
             self.session_confirmed(key, index, now);
         }
@@ -177,7 +194,7 @@ impl Node {
                 Ok(Received::Packet { packet: text, checksum, from: route.source, to: route.destination })
             }
             Some(0) => {
-                self.receive_inner(key, relay, text, now)?;
+                self.receive_inner(key, origin, text, size, now)?;
                 Ok(Received::Consumed)
             }
             Some(_) => Err(DropReason::UnknownInner),
@@ -224,8 +241,9 @@ impl Node {
     fn receive_inner(
         &mut self,
         key: PeerKey,
-        relay: RelayId,
+        origin: Origin,
         text: &[u8],
+        size: usize,
         now: Now,
     ) -> Result<(), DropReason> {
         let (&kind, rest) = text.split_first().ok_or(DropReason::UnknownInner)?;
@@ -234,8 +252,8 @@ impl Node {
             (ECHO_REQUEST, Some(id)) => {
                 self.note_owed(key, now);
                 let mut buffer = echo_buffer(ECHO_REPLY, id, text.len());
-                if let Some(path) = self.seal_for(key, &mut buffer, Checksum::Complete, now)? {
-                    self.outbox.send(&mut self.relays, path, buffer, now.instant);
+                if let Some(target) = self.seal_for(key, &mut buffer, Checksum::Complete, now)? {
+                    self.outbox.send(&mut self.relays, target, buffer, now.instant);
                 }
                 Ok(())
             }
@@ -246,13 +264,18 @@ impl Node {
                     let echo = self.echoes.remove(&id).expect("it was there a line ago");
                     let rtt = now.instant.saturating_since(echo.sent);
                     peer.rtt = Some(rtt);
-                    let path = peer.path.path().map_or_else(|| vec![relay], Path::to_list);
-                    self.outbox.events.push_back(Event::EchoReply { from: peer.id, id, rtt, path });
+                    let (path, direct) = match origin {
+                        Origin::Relay(relay) => {
+                            (peer.path.path().map_or_else(|| vec![relay], Path::to_list), None)
+                        }
+                        Origin::Direct(place) => (Vec::new(), Some(place.remote)),
+                    };
+                    self.outbox.events.push_back(Event::EchoReply { from: peer.id, id, rtt, path, direct });
                 }
                 Ok(())
             }
             (ECHO_REQUEST | ECHO_REPLY, None) => Err(DropReason::Malformed),
-            _ => Err(DropReason::UnknownInner),
+            _ => self.receive_path_message(key, origin, text, size, now),
         }
     }
 
@@ -273,7 +296,7 @@ impl Node {
         }
         let mut buffer = echo_buffer(ECHO_REQUEST, id, size);
         match self.seal_for(key, &mut buffer, Checksum::Complete, now) {
-            Ok(Some(path)) => self.outbox.send(&mut self.relays, path, buffer, now.instant),
+            Ok(Some(target)) => self.outbox.send(&mut self.relays, target, buffer, now.instant),
             Ok(None) => self.enqueue(key, buffer, Checksum::Complete, now),
             Err(DropReason::NoPath) => return Err(EchoError::NoPath),
             Err(_) => return Err(EchoError::Untrusted),
@@ -303,6 +326,7 @@ impl Node {
         drop_attempts(peer, &mut self.gone);
         peer.pending = None;
         peer.renew_timer = None;
+        peer.direct.stop();
         let dropped = peer.queue.clear(&mut self.queued_bytes);
         self.drops.add(DropReason::HandshakeQueue, dropped);
         self.directory.release(&mut self.gone);

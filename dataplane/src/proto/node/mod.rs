@@ -3,13 +3,13 @@
 //! It opens no socket and reads no clock. The shell feeds it and then drains it, in this order, after every input:
 //!
 //! ```text
-//! handle_* / apply_* / relay_*     one input
-//! loop poll_transmit               frames, each for one relay connection
+//! handle_* / apply_* / relay_* / set_*   one input
+//! loop poll_transmit               frames for one relay connection, or one datagram
 //! loop poll_event                  dial, drop, addresses, reports
 //! poll_timeout                     when handle_timeout wants to be called
 //! ```
 //!
-//! Data in and out ([`Node::handle_packet`], [`Node::handle_relay_frame`]) is sealed and opened in place in the caller's buffer, without a lock and
+//! Data in and out ([`Node::handle_packet`], [`Node::handle_relay_frame`], [`Node::handle_datagram`]) is sealed and opened in place in the caller's buffer, without a lock and
 //! without an allocation; a packet is copied only when it has to wait for a handshake. What the node leaves to the shell: sockets, TLS,
 //! the control channel (whose messages it gets as values), TUN, and keeping [`Node::config`], [`Node::pins`] and the keys on disk.
 //!
@@ -19,7 +19,9 @@ mod api;
 mod configure;
 mod connection;
 mod data;
+mod direct;
 mod directory;
+mod endpoint;
 mod own_key;
 mod peer;
 mod queue;
@@ -38,6 +40,7 @@ use rand_chacha::ChaCha20Rng;
 
 use self::connection::Connection;
 use self::directory::Directory;
+use self::endpoint::Net;
 use self::own_key::OwnKeys;
 use self::timer::{Timer, Timers};
 use crate::proto::crypto::keys::{MachineKey, NodeKey};
@@ -57,8 +60,8 @@ use crate::proto::wire::control::{PublicKey, Secret};
 use crate::proto::wire::data::via_header;
 
 pub use api::{
-    Checksum, EchoError, Event, MembershipStatus, NeedResync, NodeSettings, NodeStatus, Outgoing, PeerStatus,
-    Received, RelayStatus, Untrusted,
+    Checksum, EchoError, Event, LocalEndpoints, MembershipStatus, NeedResync, NodeSettings, NodeStatus,
+    Outgoing, PeerStatus, Received, RelayStatus, Target, Untrusted,
 };
 
 /// One output of [`Node::poll_transmit`] grows no further than this: it becomes one WebSocket message.
@@ -94,6 +97,7 @@ pub struct Node {
     /// Indices of sessions that were just dropped; empty between calls.
     gone: Vec<SessionIndex>,
     tokens_asked: Option<Instant>,
+    net: Net,
 }
 
 /// A network that this node is in.
@@ -111,7 +115,7 @@ struct Membership {
 /// What waits to be polled.
 #[derive(Debug, Default)]
 struct Outbox {
-    transmits: VecDeque<(RelayId, Vec<u8>)>,
+    transmits: VecDeque<(Target, Vec<u8>)>,
     events: VecDeque<Event>,
 }
 
@@ -154,6 +158,7 @@ impl Node {
             queued_bytes: 0,
             gone: Vec::new(),
             tokens_asked: None,
+            net: Net::default(),
         }
     }
 
@@ -178,22 +183,26 @@ impl Node {
                 Timer::Latency => self.report_latency(now),
                 Timer::PreviousKey => self.keys.expire(now.instant),
                 Timer::Tokens => self.need_tokens(now),
+                Timer::Stun => self.stun_due(now),
             }
         }
     }
 
-    /// Appends one or more whole frames to `out`; they go to the relay that comes back.
-    pub fn poll_transmit(&mut self, out: &mut Vec<u8>) -> Option<RelayId> {
-        let (relay, first) = self.outbox.transmits.pop_front()?;
+    /// Appends one or more whole frames for a relay to `out` (never with a `via`: they are wrapped), or one datagram.
+    pub fn poll_transmit(&mut self, out: &mut Vec<u8>) -> Option<Target> {
+        let (target, first) = self.outbox.transmits.pop_front()?;
         out.extend_from_slice(&first);
+        if matches!(target, Target::Direct(_)) {
+            return Some(target);
+        }
         while let Some((_, more)) = self
             .outbox
             .transmits
-            .pop_front_if(|(to, more)| *to == relay && out.len() + more.len() <= MAX_TRANSMIT)
+            .pop_front_if(|(to, more)| *to == target && out.len() + more.len() <= MAX_TRANSMIT)
         {
             out.extend_from_slice(&more);
         }
-        Some(relay)
+        Some(target)
     }
 
     /// What the shell has to do or may want to know.
@@ -326,13 +335,24 @@ impl std::fmt::Debug for Node {
 }
 
 impl Outbox {
-    /// Queues a frame for a path, wrapped in VIA where the path asks for it.
-    fn send(&mut self, relays: &mut BTreeMap<RelayId, Connection>, path: Path, frame: Vec<u8>, now: Instant) {
-        if let Some(connection) = relays.get_mut(&path.relay) {
+    /// Queues a frame for a target, wrapped in VIA where that asks for it.
+    fn send(
+        &mut self,
+        relays: &mut BTreeMap<RelayId, Connection>,
+        target: Target,
+        frame: Vec<u8>,
+        now: Instant,
+    ) {
+        let Target::Relay { relay, via } = target else {
+            self.transmits.push_back((target, frame));
+            return;
+        };
+        if let Some(connection) = relays.get_mut(&relay) {
             connection.note_sent(now);
         }
-        let Some(via) = path.via else {
-            self.transmits.push_back((path.relay, frame));
+        let whole = Target::Relay { relay, via: None };
+        let Some(via) = via else {
+            self.transmits.push_back((whole, frame));
             return;
         };
         // A frame so long that it does not fit a VIA goes without: the relay forwards it over the mesh by itself.
@@ -340,6 +360,6 @@ impl Outbox {
             Ok(header) => [header.as_slice(), &frame].concat(),
             Err(_) => frame,
         };
-        self.transmits.push_back((path.relay, wrapped));
+        self.transmits.push_back((whole, wrapped));
     }
 }

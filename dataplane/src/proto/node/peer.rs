@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::api::Untrusted;
+use super::api::{Target, Untrusted};
+use super::direct::Origin;
 use super::queue::PacketQueue;
 use crate::proto::crypto::keys::key_id;
 use crate::proto::id::{NodeId, RelayId};
 use crate::proto::path::choice::{Advice, Path, PathChoice};
+use crate::proto::path::direct::Direct;
 use crate::proto::routing::source::AllowedAddresses;
 use crate::proto::session::handshake::ExpectResponse;
 use crate::proto::session::registry::SessionSet;
@@ -151,8 +153,11 @@ pub(super) struct Peer {
     /// The greatest timestamp of its SESSION_INITs.
     pub(super) last_init: Option<UnixTime>,
     init_budget: InitBudget,
-    /// The path in use.
+    direct_budget: InitBudget,
+    /// Over relays.
     pub(super) path: PathChoice,
+    /// Beside them.
+    pub(super) direct: Direct,
     avoided: Vec<(RelayId, Instant)>,
     /// Packets that wait for a session.
     pub(super) queue: PacketQueue,
@@ -197,7 +202,9 @@ impl Peer {
             pending: None,
             last_init: None,
             init_budget: InitBudget { left: INIT_BURST, refilled: now },
+            direct_budget: InitBudget { left: INIT_BURST, refilled: now },
             path: PathChoice::default(),
+            direct: Direct::default(),
             avoided: Vec::new(),
             queue: PacketQueue::default(),
             traffic: Traffic::default(),
@@ -237,13 +244,13 @@ impl Peer {
         self.trust == Trust::Verified && !self.unresponsive && (self.online || heard)
     }
 
-    /// An authentic packet came by `relay`.
-    pub(super) fn note_heard(&mut self, relay: RelayId, now: Instant) {
+    /// An authentic packet came; `relay`: by that one.
+    pub(super) fn note_heard(&mut self, relay: Option<RelayId>, now: Instant) {
         self.heard = Some(now);
         self.unanswered = None;
         self.unresponsive = false;
         if !self.avoided.is_empty() {
-            self.avoided.retain(|(avoided, _)| *avoided != relay);
+            self.avoided.retain(|(avoided, _)| Some(*avoided) != relay);
         }
     }
 
@@ -266,12 +273,20 @@ impl Peer {
         self.wants_timer(now + KEEPALIVE)
     }
 
-    fn wants_timer(&mut self, at: Instant) -> Option<Instant> {
+    pub(super) fn wants_timer(&mut self, at: Instant) -> Option<Instant> {
         if self.armed.is_some_and(|armed| armed <= at) {
             return None;
         }
         self.armed = Some(at);
         Some(at)
+    }
+
+    /// What a frame of so many bytes is sent on: the direct path, where it fits that; else the relays'; else the direct path all the same.
+    pub(super) fn target(&self, frame: usize) -> Option<Target> {
+        let direct = self.direct.target(frame).map(Target::Direct);
+        direct
+            .or_else(|| self.path.path().map(Target::from))
+            .or_else(|| self.direct.info().map(|info| Target::Direct(info.place)))
     }
 
     /// `relay` cannot reach it at the moment.
@@ -299,15 +314,24 @@ impl Peer {
         before != self.avoided.len()
     }
 
-    /// Whether one more SESSION_INIT may be looked at.
+    /// Whether one more SESSION_INIT from a relay may be looked at.
     pub(super) fn take_init_budget(&mut self, now: Instant) -> bool {
-        let budget = &mut self.init_budget;
-        let earned = now.saturating_since(budget.refilled).as_nanos() / INIT_INTERVAL.as_nanos();
+        self.init_budget.take(now)
+    }
+
+    /// The same of one that came directly: only from where the peer is known to be.
+    pub(super) fn take_direct_budget(&mut self, origin: Origin, now: Instant) -> bool {
+        matches!(origin, Origin::Direct(place) if self.direct.knows(place)) && self.direct_budget.take(now)
+    }
+}
+
+impl InitBudget {
+    fn take(&mut self, now: Instant) -> bool {
+        let earned = now.saturating_since(self.refilled).as_nanos() / INIT_INTERVAL.as_nanos();
         if earned > 0 {
-            budget.left =
-                budget.left.saturating_add(u32::try_from(earned).unwrap_or(u32::MAX)).min(INIT_BURST);
-            budget.refilled = now;
+            self.left = self.left.saturating_add(u32::try_from(earned).unwrap_or(u32::MAX)).min(INIT_BURST);
+            self.refilled = now;
         }
-        budget.left.checked_sub(1).map(|left| budget.left = left).is_some()
+        self.left.checked_sub(1).map(|left| self.left = left).is_some()
     }
 }

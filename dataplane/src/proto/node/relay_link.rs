@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::Node;
-use super::api::{Event, Received};
+use super::api::{Event, Received, Target};
 use super::connection::{DIAL_TIMEOUT, REFUSED_FOR, State};
+use super::direct::Origin;
 use super::timer::Timer;
 use crate::proto::drop_reason::DropReason;
 use crate::proto::error::ErrorCode;
@@ -61,10 +62,12 @@ impl Node {
         };
         open.liveness.note_heard(now.instant);
         let received = match header.kind {
-            FrameType::Data => self.receive_data(relay, header.flags, frame, now),
-            FrameType::SessionInit => self.receive_init(relay, frame, now).map(|()| Received::Consumed),
+            FrameType::Data => self.receive_data(Origin::Relay(relay), header.flags, frame, now),
+            FrameType::SessionInit => {
+                self.receive_init(Origin::Relay(relay), frame, now).map(|()| Received::Consumed)
+            }
             FrameType::SessionResponse => {
-                self.receive_response(relay, frame, now).map(|()| Received::Consumed)
+                self.receive_response(Origin::Relay(relay), frame, now).map(|()| Received::Consumed)
             }
             _ => {
                 self.receive_control(relay, Frame { header, bytes: frame }, now).map(|()| Received::Consumed)
@@ -272,7 +275,7 @@ impl Node {
             if let Some(connection) = self.relays.get_mut(&relay) {
                 connection.note_sent(now);
             }
-            self.outbox.transmits.push_back((relay, frame));
+            self.outbox.transmits.push_back((Target::Relay { relay, via: None }, frame));
         }
     }
 
@@ -348,7 +351,8 @@ impl Node {
         }
         let was_ready = connection.opened().is_some_and(|open| !open.ready.is_empty());
         connection.state = State::Waiting(now.instant + connection.backoff.next(&mut self.rng));
-        self.outbox.transmits.retain(|(to, _)| *to != relay);
+        let gone = Target::Relay { relay, via: None };
+        self.outbox.transmits.retain(|(to, _)| *to != gone);
         if was_ready {
             self.outbox.events.push_back(Event::RelayState { relay, ready: false });
             self.refresh_paths(now.instant);

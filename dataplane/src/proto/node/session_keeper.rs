@@ -7,14 +7,14 @@
 //! ```
 
 use super::Node;
-use super::api::Event;
+use super::api::{Event, Target};
 use super::data::{drop_attempts, is_due};
+use super::direct::Origin;
 use super::peer::{KEEPALIVE, Pending, SILENCE, Trust};
 use super::timer::Timer;
 use crate::proto::drop_reason::DropReason;
-use crate::proto::id::{RelayId, SessionIndex};
+use crate::proto::id::SessionIndex;
 use crate::proto::path::backoff::jitter;
-use crate::proto::path::choice::Path;
 use crate::proto::routing::table::PeerKey;
 use crate::proto::session::handshake::{self, Ends, HandshakeError};
 use crate::proto::session::rekey;
@@ -59,7 +59,13 @@ impl Node {
             return;
         }
         pending.next = now.instant + rekey::RETRY + jitter(&mut self.rng, rekey::RETRY_JITTER);
-        let (Some(path), Some(peer_key)) = (peer.path.path(), peer.keys.current()) else { return };
+        // Over a relay, where there is one: it says who sends.
+        let target = peer
+            .path
+            .path()
+            .map(Target::from)
+            .or_else(|| peer.direct.info().map(|i| Target::Direct(i.place)));
+        let (Some(target), Some(peer_key)) = (target, peer.keys.current()) else { return };
         // Peers hear of a new key from the controller, which may take longer than the first attempt: without a session that could wait,
         // every other attempt is made with the key that they know.
         let has_session = peer.sessions.sealing(now.instant).is_some();
@@ -89,7 +95,7 @@ impl Node {
         if let Some(pending) = self.directory.get_mut(key).and_then(|peer| peer.pending.as_mut()) {
             pending.attempts.push_back(state);
         }
-        self.outbox.send(&mut self.relays, path, frame, now.instant);
+        self.outbox.send(&mut self.relays, target, frame, now.instant);
     }
 
     fn give_up(&mut self, key: PeerKey, now: Instant) {
@@ -103,8 +109,8 @@ impl Node {
         self.directory.release(&mut self.gone);
     }
 
-    /// A SESSION_INIT came by `relay`; the answer goes back the same way.
-    pub(super) fn receive_init(&mut self, relay: RelayId, frame: &[u8], now: Now) -> Result<(), DropReason> {
+    /// A SESSION_INIT came; the answer goes back the same way.
+    pub(super) fn receive_init(&mut self, origin: Origin, frame: &[u8], now: Now) -> Result<(), DropReason> {
         let init = SessionInit::parse(frame).map_err(|_| DropReason::Malformed)?;
         let key = self.directory.key_of(init.route.source).ok_or(DropReason::UnknownDestination)?;
         let peer = self.directory.get_mut(key).ok_or(DropReason::UnknownDestination)?;
@@ -119,7 +125,13 @@ impl Node {
             // Both began: ours goes on, the other end answers it.
             return Ok(());
         }
-        if !peer.take_init_budget(now.instant) {
+        // Who sends a datagram is not known before it has been read: strangers cannot use up what relays vouch for.
+        let budget = if origin.relay().is_some() {
+            peer.take_init_budget(now.instant)
+        } else {
+            peer.take_direct_budget(origin, now.instant)
+        };
+        if !budget {
             return Err(DropReason::HandshakeRate);
         }
         let own_key = self.keys.find(init.receiver_key, now.instant).ok_or(DropReason::BadHandshake)?;
@@ -139,7 +151,7 @@ impl Node {
         })?;
         let peer = self.directory.get_mut(key).ok_or(DropReason::UnknownDestination)?;
         peer.last_init = Some(responded.timestamp);
-        peer.note_heard(relay, now.instant);
+        peer.note_heard(origin.relay(), now.instant);
         peer.sessions.made_as_responder(responded.session, &mut self.gone);
         drop_attempts(peer, &mut self.gone);
         if let Some(pending) = &mut peer.pending {
@@ -147,7 +159,7 @@ impl Node {
             pending.next = now.instant + rekey::RETRY + jitter(&mut self.rng, rekey::RETRY_JITTER);
         }
         self.directory.release(&mut self.gone);
-        self.outbox.send(&mut self.relays, Path { relay, via: None }, responded.frame, now.instant);
+        self.outbox.send(&mut self.relays, origin.back(), responded.frame, now.instant);
         self.arm(key);
         Ok(())
     }
@@ -155,7 +167,7 @@ impl Node {
     /// A SESSION_RESPONSE came.
     pub(super) fn receive_response(
         &mut self,
-        relay: RelayId,
+        origin: Origin,
         frame: &[u8],
         now: Now,
     ) -> Result<(), DropReason> {
@@ -177,7 +189,7 @@ impl Node {
             }
         };
         peer.rtt = Some(now.instant.saturating_since(sent));
-        peer.note_heard(relay, now.instant);
+        peer.note_heard(origin.relay(), now.instant);
         peer.sessions.made_as_initiator(session, now.instant, &mut self.gone);
         self.session_ready(key, true, now);
         Ok(())
@@ -212,6 +224,7 @@ impl Node {
         }
         self.directory.release(&mut self.gone);
         self.flush_queue(key, initiator, now);
+        self.start_direct(key, now);
         self.arm(key);
     }
 
@@ -243,6 +256,7 @@ impl Node {
         if peer.forget_avoided(now.instant) {
             self.refresh_path(key, now.instant);
         }
+        self.direct_due(key, now);
         self.arm(key);
     }
 
@@ -256,6 +270,7 @@ impl Node {
             peer.unanswered.map(|since| since + SILENCE),
             peer.renew_timer,
             peer.avoid_until(),
+            peer.direct.poll_timeout(),
         ];
         match next.into_iter().flatten().min() {
             Some(at) if peer.armed != Some(at) => {

@@ -34,6 +34,7 @@ impl Node {
     }
 
     fn peer_status(&self, peer: &Peer, now: Instant) -> PeerStatus {
+        let direct = peer.direct.info();
         let session = peer.sessions.current().filter(|session| session.can_seal(now));
         let network = self.memberships.get(&peer.own).map(|membership| membership.network_name.clone());
         PeerStatus {
@@ -52,6 +53,8 @@ impl Node {
             session_age_s: session.map(|session| now.saturating_since(session.made()).as_secs_f64()),
             cipher: session.map(|session| session.cipher().name()),
             path: peer.path.path().map(Path::to_list).unwrap_or_default(),
+            direct: direct.map(|info| info.place.remote),
+            direct_kind: direct.map(|info| info.kind),
             rtt_ms: peer.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
             tx_bytes: peer.traffic.tx_bytes,
             tx_packets: peer.traffic.tx_packets,

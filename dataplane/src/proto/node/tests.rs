@@ -14,6 +14,8 @@ use crate::proto::wire::control::{AuthRequest, AuthResponse, ErrorMessage, GoAwa
 use crate::proto::wire::data::{DATA_HEADROOM, TAG_LEN};
 use crate::proto::wire::frame::{Flags, FrameType, Frames, HEADER_LEN, write_frame};
 
+mod direct;
+
 const ONE: RelayId = RelayId(1);
 const TWO: RelayId = RelayId(2);
 
@@ -57,6 +59,7 @@ fn peer(n: u8) -> Peer {
         online: true,
         relays: vec![ONE, TWO],
         path: Paths::default(),
+        endpoints: Vec::new(),
     }
 }
 
@@ -99,7 +102,8 @@ fn events(node: &mut Node) -> Vec<Event> {
 fn frames(node: &mut Node) -> Vec<(RelayId, Vec<u8>)> {
     let mut all = Vec::new();
     let mut buffer = Vec::new();
-    while let Some(relay) = node.poll_transmit(&mut buffer) {
+    while let Some(target) = node.poll_transmit(&mut buffer) {
+        let Target::Relay { relay, via: None } = target else { panic!("{target:?}") };
         all.extend(Frames::new(&buffer).map(|frame| (relay, frame.unwrap().bytes.to_vec())));
         buffer.clear();
     }
@@ -180,7 +184,10 @@ fn the_first_packet_waits_for_the_handshake_and_the_next_goes_out_in_place() {
     assert_eq!(send(&mut nodes[0], &first, Checksum::Partial, at(0)).0, Outgoing::Queued);
     assert_eq!(carry(&mut nodes, at(1)), [(first.clone(), Checksum::Partial)]);
     let (outgoing, mut buffer) = send(&mut nodes[0], &first, Checksum::Complete, at(2));
-    assert_eq!(outgoing, Outgoing::Send { relay: ONE, via: None, frame: 0..first.len() + 41 });
+    assert_eq!(
+        outgoing,
+        Outgoing::Send { target: Target::Relay { relay: ONE, via: None }, frame: 0..first.len() + 41 }
+    );
     let received = nodes[1].handle_relay_frame(ONE, &mut buffer, at(2));
     let Received::Packet { packet, checksum, from, to } = received else { panic!("{received:?}") };
     assert_eq!((&*packet, checksum, from, to), (&*first, Checksum::Complete, NodeId(1), NodeId(2)));

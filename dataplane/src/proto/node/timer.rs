@@ -18,6 +18,8 @@ pub(super) enum Timer {
     PreviousKey,
     /// A relay token runs out soon.
     Tokens,
+    /// A STUN server did not answer, or is to be asked again.
+    Stun,
 }
 
 impl Timer {
@@ -28,6 +30,7 @@ impl Timer {
             Self::Latency => "latency report",
             Self::PreviousKey => "previous node_key",
             Self::Tokens => "relay tokens",
+            Self::Stun => "stun",
         }
     }
 }

@@ -129,6 +129,11 @@ impl Session {
         Ok(text)
     }
 
+    /// Whether nothing that the peer sealed later has been opened.
+    pub const fn is_newest(&self, counter: u64) -> bool {
+        self.window.next() == counter.saturating_add(1)
+    }
+
     /// Which end this node was.
     pub const fn role(&self) -> Role {
         self.role

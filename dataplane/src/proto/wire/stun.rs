@@ -11,7 +11,11 @@
 //! another face, RESPONSE-PORT for it to another port of the same client. PADDING is answered with PADDING, and then with no more bytes than
 //! were sent. No answer is longer than [`MAX_AMPLIFICATION`] times its request.
 
+mod client;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+pub use client::{BindingAnswer, BindingRequest, StunError, binding_request, parse_answer, parse_response};
 
 /// Bytes 4 to 7 of every message since RFC 5389.
 pub const MAGIC_COOKIE: u32 = 0x2112_A442;
@@ -189,55 +193,6 @@ pub fn respond_at(request: &[u8], from: SocketAddr, at: Option<(&Faces, Face)>, 
     reply
 }
 
-/// Writes a Binding request with SOFTWARE and FINGERPRINT.
-pub fn binding_request(transaction: TransactionId, out: &mut Vec<u8>) {
-    out.clear();
-    let mut id = [0; 16];
-    id[..4].copy_from_slice(&MAGIC_COOKIE.to_be_bytes());
-    id[4..].copy_from_slice(&transaction);
-    let header = Header { kind: BINDING_REQUEST, id, has_cookie: true };
-    let mut message = Answer { out, header, longest: MAX_REQUEST, padding: None };
-    message.begin(BINDING_REQUEST);
-    message.finish(true);
-}
-
-/// Why a datagram is not the answer to our request.
-#[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum StunError {
-    /// Not STUN, or not a Binding answer.
-    #[error("not a STUN Binding response")]
-    NotAResponse,
-    /// Of another request: somebody else's, or late.
-    #[error("response to another request")]
-    OtherTransaction,
-    /// Attributes that do not parse, a wrong FINGERPRINT, or no address.
-    #[error("malformed STUN response")]
-    Malformed,
-    /// The server refused.
-    #[error("STUN server answered with error {0}")]
-    Refused(u16),
-}
-
-/// Reads the answer to a Binding request: the address that the server saw.
-///
-/// # Errors
-/// See [`StunError`]; answers to other transactions are to be ignored.
-pub fn parse_response(message: &[u8], transaction: &TransactionId) -> Result<SocketAddr, StunError> {
-    let header = Header::parse(message).filter(|header| header.has_cookie).ok_or(StunError::NotAResponse)?;
-    if !matches!(header.kind, BINDING_SUCCESS | BINDING_ERROR) {
-        return Err(StunError::NotAResponse);
-    }
-    if header.id[4..] != transaction[..] {
-        return Err(StunError::OtherTransaction);
-    }
-    let found = Attributes::scan(message, true).map_err(|_| StunError::Malformed)?;
-    if header.kind == BINDING_ERROR {
-        return Err(StunError::Refused(found.error.ok_or(StunError::Malformed)?));
-    }
-    found.xor_mapped.or(found.mapped).ok_or(StunError::Malformed)
-}
-
 #[derive(Clone, Copy)]
 struct Header {
     kind: u16,
@@ -277,6 +232,10 @@ struct Attributes {
     mapped: Option<SocketAddr>,
     xor_mapped: Option<SocketAddr>,
     error: Option<u16>,
+    /// RESPONSE-ORIGIN.
+    origin: Option<SocketAddr>,
+    /// OTHER-ADDRESS.
+    other: Option<SocketAddr>,
 }
 
 impl Attributes {
@@ -312,6 +271,8 @@ impl Attributes {
                 XOR_MAPPED_ADDRESS => {
                     found.xor_mapped = Some(address(value, Some(id)).ok_or(Malformed::Attributes)?);
                 }
+                RESPONSE_ORIGIN => found.origin = Some(address(value, None).ok_or(Malformed::Attributes)?),
+                OTHER_ADDRESS => found.other = Some(address(value, None).ok_or(Malformed::Attributes)?),
                 ERROR_CODE => found.error = Some(error_code(value).ok_or(Malformed::Attributes)?),
                 CHANGE_REQUEST => {
                     let &[_, _, _, flags] = <&[u8; 4]>::try_from(value).map_err(|_| Malformed::Attributes)?;

@@ -4,6 +4,7 @@
 
 mod change;
 mod chaos;
+mod direct;
 mod failure;
 mod hostile;
 mod traffic;

@@ -205,6 +205,9 @@ pub struct Peer {
     /// What the controller thinks best.
     #[serde(default)]
     pub path: Paths,
+    /// Where it says that it may be reached directly.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub endpoints: Vec<Endpoint>,
 }
 
 /// Relays to go by, from the sender's end: `[1]` is one hop, `[2, 1]` is relay 2 with VIA 1.
@@ -337,7 +340,7 @@ pub enum Change {
 /// An address at which a node may be reached directly.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
-    /// `lan`, `stun`, `upnp`, `relay`
+    /// `lan`, `discovered`, `upnp`, `stun`, `observed`, `relay`
     pub kind: String,
     /// UDP.
     pub address: SocketAddr,
