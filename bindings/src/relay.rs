@@ -7,11 +7,13 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use meshdp::engine::relay::{Listener, RelayConfig, RelayHandle};
 use meshdp::engine::stun;
 use meshdp::engine::tls;
 use meshdp::proto::drop_reason::DropCounters;
 use meshdp::proto::id::RelayId;
+use meshdp::proto::wire::forwarded::{HeaderNameError, Trust};
 use meshdp::proto::wire::frame::FrameType;
 use pyo3::prelude::*;
 use pyo3::types::{IntoPyDict, PyBytes, PyDict};
@@ -35,6 +37,9 @@ struct Settings {
     tls_pin: Option<String>,
     state_dir: Option<PathBuf>,
     workers: usize,
+    /// Networks of proxies that are believed, and the header in which they say for whom they speak.
+    trusted_proxies: Vec<String>,
+    client_address: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -73,6 +78,15 @@ impl Relay {
         config.data_path = given.ws_data.unwrap_or(config.data_path);
         config.mesh_path = given.ws_mesh.unwrap_or(config.mesh_path);
         config.workers = given.workers;
+        let header = given.client_address.as_deref().map(str::parse).transpose();
+        let header = header.map_err(|error: HeaderNameError| errors::mesh(py, error.to_string()))?;
+        let network = |text: &String| {
+            let wrong =
+                || errors::mesh(py, format!("trusted_proxies: {text:?} is no network such as 10.0.0.0/8"));
+            text.parse::<IpNet>().map_err(|_| wrong())
+        };
+        let networks = given.trusted_proxies.iter().map(network).collect::<PyResult<_>>()?;
+        config.trust = Trust { networks, header };
         config.settings.relay_id = RelayId(given.relay_id);
         let register = &mut config.settings.register;
         register.token = given.token.into();

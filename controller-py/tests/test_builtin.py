@@ -113,6 +113,28 @@ async def test_two_nodes_meet_on_the_builtin_relay_until_one_is_revoked(tmp_path
         await second.close()
 
 
+async def test_the_builtin_relay_believes_the_proxies_that_the_controller_believes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, Any]] = []
+
+    def relay(config: dict[str, Any]) -> meshdp.Relay:
+        given.append(config)
+        return meshdp.Relay(config)
+
+    monkeypatch.setattr(builtin, "Relay", relay)
+    monkeypatch.setitem(OPEN, "EDGELINK_TRUSTED_PROXIES", '["127.0.0.1", "10.0.0.0/8"]')
+    async with with_relay(tmp_path) as (running, _):
+        assert given[0]["trusted_proxies"] == ["127.0.0.1/32", "10.0.0.0/8"]
+        assert given[0]["client_address"] == "X-Forwarded-For"
+        # It is reached through one of them, and works.
+        await on_relay(await running.node(hostname="a"))
+    with pytest.raises(MeshError, match="everybody"):
+        meshdp.Relay({"trusted_proxies": ["everybody"]})
+    with pytest.raises(MeshError, match="no header name"):
+        meshdp.Relay({"client_address": "not a header"})
+
+
 async def test_the_builtin_relay_lives_by_pings_and_registers_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

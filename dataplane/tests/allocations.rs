@@ -1,4 +1,4 @@
-//! The hot paths allocate nothing: a node that seals and opens packets, a relay that says where frames go, and its queues when a receiver is behind.
+//! The hot paths allocate nothing: a node that seals and opens packets, super-packets that are cut and put together, a relay that says where frames go, and its queues when a receiver is behind.
 //!
 //! Allocations are counted by thread, so that the test harness and the other test do not disturb.
 
@@ -10,6 +10,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use meshdp::packet::offload::vnet::{Gso, GsoKind, PartialChecksum};
+use meshdp::packet::offload::{Coalescer, Fill, Format, VnetHeader};
 use meshdp::proto::crypto::keys::{MachineKey, NodeKey};
 use meshdp::proto::drop_reason::DropReason;
 use meshdp::proto::id::{NetworkId, NodeId, RelayId};
@@ -216,6 +218,38 @@ fn a_node_seals_and_opens_without_allocating() {
             }
         });
         assert_eq!(allocated, 0, "with AES: {aes}");
+    }
+}
+
+#[test]
+fn segments_are_cut_and_put_together_without_allocating() {
+    let format = Format::Vnet { uso: true };
+    let header = VnetHeader {
+        checksum: Some(PartialChecksum { start: 20, offset: 16 }),
+        gso: Some(Gso { kind: GsoKind::TcpV4, size: 1300.try_into().unwrap(), ecn: false }),
+        header_len: 40,
+    };
+    let mut read = [&header.to_bytes()[..], &vec![0; 40 + 50_000]].concat();
+    let length = ((read.len() - 10) as u16).to_be_bytes();
+    read[10..34].copy_from_slice(&[
+        0x45, 0, length[0], length[1], 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2, 1, 2, 3, 4,
+    ]);
+    read[42..44].copy_from_slice(&[0x50, 0x10]);
+    let (mut coalescer, mut packet) = (Coalescer::new(format), vec![0; 1340]);
+    let mut round = |fill| {
+        let whole = format.read(&read).unwrap();
+        let (mut writes, mut packets) = (0, 0);
+        for index in 0..whole.count() {
+            let packet = &mut packet[..whole.len_of(index)];
+            let checksum = whole.write(index, fill, packet);
+            coalescer.push(packet, checksum, |write| (writes, packets) = (writes + 1, packets + write.count));
+        }
+        coalescer.flush(|write| (writes, packets) = (writes + 1, packets + write.count));
+        assert_eq!((writes, packets), (1, 39));
+    };
+    round(Fill::Partial);
+    for fill in [Fill::Partial, Fill::Complete] {
+        assert_eq!(allocations(|| (0..10).for_each(|_| round(fill))), 0, "{fill:?}");
     }
 }
 

@@ -31,6 +31,20 @@ def test_tcp_flows_through_the_relay(mesh: Mesh, family: str) -> None:
     assert iperf3(a.host, b.host, getattr(b, family), 2, "-R") > 0
 
 
+def test_the_interface_has_offloads_and_nobody_sees_a_wrong_checksum(mesh: Mesh) -> None:
+    a, b = mesh.nodes[0], mesh.nodes[1]
+    assert iperf3(a.host, b.host, b.v4, 1, "--bidir") > 0
+    assert iperf3(a.host, b.host, b.v6, 1, "-P", "4") > 0
+    for node in (a, b):
+        shown = node.host.run("ip", "-d", "link", "show", "edge0")
+        assert "vnet_hdr on" in shown, shown
+        assert "gso_max_size 60600" in shown, shown
+        lines = node.host.run("cat", "/proc/net/snmp").splitlines()
+        for names, values in zip(lines[::2], lines[1::2], strict=True):
+            counters = dict(zip(names.split(), values.split(), strict=True))
+            assert counters.get("InCsumErrors", "0") == "0", (node.name, names, values)
+
+
 def test_large_packets_pass_up_to_the_mtu(mesh: Mesh) -> None:
     a, b = mesh.nodes[0], mesh.nodes[2]
     assert ping(a.host, b.v4, 5, size=1372).loss_percent == 0

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use meshdp::engine::Prefer;
 use meshdp::engine::node::{Command, Endpoints, Handle, Options, Report, spawn};
 use meshdp::engine::tls::Roots;
+use meshdp::packet::offload::vnet::{Gso, GsoKind, PartialChecksum};
+use meshdp::packet::offload::{Fill, Format, VNET_LEN, VnetHeader};
 use meshdp::proto::crypto::keys::{MachineKey, NodeKey};
 use meshdp::proto::id::{NetworkId, NodeId, RelayId};
 use meshdp::proto::node::{Event, NodeSettings, NodeStatus};
@@ -34,7 +36,11 @@ struct TestNode {
 
 impl TestNode {
     fn start(id: u32, config: Option<Config>, driver: Prefer) -> Self {
-        let (inside, outside) = memory::pair().unwrap();
+        Self::start_with(id, config, driver, Format::Plain)
+    }
+
+    fn start_with(id: u32, config: Option<Config>, driver: Prefer, format: Format) -> Self {
+        let (inside, outside) = memory::pair_of(format).unwrap();
         let (out, reports) = channel();
         let options = Options {
             node: NodeSettings {
@@ -207,6 +213,84 @@ fn packets_echoes_and_nothing_readable_go_over_the_relay() {
         assert_eq!(status.relays[0].state, "ready");
         one.handle.stop();
         two.handle.stop();
+    });
+}
+
+/// TCP segments of `size` bytes each in one, as a kernel hands them over.
+fn segments(from: u32, to: u32, size: u16, payload: &[u8]) -> Vec<u8> {
+    let length = (40 + payload.len()) as u16;
+    let mut packet = vec![0x45, 0, (length >> 8) as u8, length as u8, 0, 9, 0x40, 0, 64, 6, 0, 0];
+    packet.extend_from_slice(&address(from).octets());
+    packet.extend_from_slice(&address(to).octets());
+    let header_sum = !sum(&packet);
+    packet[10..12].copy_from_slice(&header_sum.to_be_bytes());
+    let segment = (length - 20).to_be_bytes();
+    let pseudo = sum(&[&packet[12..20], &[0, 6], &segment].concat());
+    packet.extend_from_slice(&[0x30, 0x39, 0x14, 0x51, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x10, 1, 0]);
+    packet.extend_from_slice(&pseudo.to_be_bytes());
+    packet.extend_from_slice(&[0, 0]);
+    packet.extend_from_slice(payload);
+    let header = VnetHeader {
+        checksum: Some(PartialChecksum { start: 20, offset: 16 }),
+        gso: Some(Gso { kind: GsoKind::TcpV4, size: size.try_into().unwrap(), ecn: false }),
+        header_len: 40,
+    };
+    [&header.to_bytes()[..], &packet].concat()
+}
+
+/// The one's complement sum (RFC 1071).
+fn sum(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(*pair.get(1).unwrap_or(&0)));
+    let sum = words.sum::<u32>();
+    let sum = (sum & 0xFFFF) + (sum >> 16);
+    ((sum & 0xFFFF) + (sum >> 16)) as u16
+}
+
+#[test]
+fn segments_in_one_arrive_whole_with_and_without_offloads_at_the_other_end() {
+    both_drivers(|driver| {
+        for format in [Format::Vnet { uso: true }, Format::Plain] {
+            let relay = TestRelay::start(1);
+            let offloads = Format::Vnet { uso: true };
+            let mut one = TestNode::start_with(1, Some(config(1, 2, &[&relay])), driver, offloads);
+            let mut two = TestNode::start_with(2, Some(config(2, 1, &[&relay])), driver, format);
+            one.wait_ready(1);
+            two.wait_ready(1);
+            // Without anything to do for the device; it makes the session too.
+            one.send(&[&[0; VNET_LEN][..], &packet(1, 2, b"first")].concat());
+            let first = two.receive(|reads| !reads.is_empty());
+            assert_eq!(first[0][format.header_len()..], packet(1, 2, b"first"));
+
+            let payload: Vec<u8> = (0..20_500u32).map(|n| ((n * 7) >> 4) as u8).collect();
+            one.send(&segments(1, 2, 1000, &payload));
+            let count = |reads: &[Vec<u8>]| -> usize {
+                reads.iter().map(|read| format.read(read).unwrap().count()).sum()
+            };
+            let reads = two.receive(|reads| count(reads) >= 21);
+            let mut arrived = Vec::new();
+            for read in &reads {
+                let whole = format.read(read).unwrap();
+                for index in 0..whole.count() {
+                    let mut packet = vec![0; whole.len_of(index)];
+                    whole.write(index, Fill::Complete, &mut packet);
+                    let length = ((packet.len() - 20) as u16).to_be_bytes();
+                    let pseudo = [&packet[12..20], &[0, 6], &length].concat();
+                    assert_eq!(sum(&[&pseudo, &packet[20..]].concat()), 0xFFFF, "its checksum is right");
+                    assert_eq!(packet[24..28], (1 + arrived.len() as u32).to_be_bytes(), "in sequence");
+                    arrived.extend_from_slice(&packet[40..]);
+                }
+            }
+            assert!(arrived == payload);
+            assert_eq!(two.status().peers[0].rx_packets, 22, "each was a packet on its way");
+
+            // What cannot be is dropped and counted.
+            one.send(&[1, 77, 0, 0, 0, 0, 0, 0, 0, 0, 0x45]);
+            one.send(&segments(1, 2, 1000, &payload)[..2000]);
+            let end = Instant::now() + LIMIT;
+            while one.status().drops.get("malformed") != Some(&2) {
+                assert!(Instant::now() < end, "{:?}", one.status().drops);
+            }
+        }
     });
 }
 

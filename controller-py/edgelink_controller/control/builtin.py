@@ -220,6 +220,7 @@ class Builtin:
 
     def _relay_config(self, relay_id: int, token: str, listen: str) -> dict[str, Any]:
         builtin = self._hub.store.config.builtin_relay
+        trusted = self._hub.store.config.trusted_proxies
         around = self._around
         return {
             "relay_id": relay_id,
@@ -233,6 +234,9 @@ class Builtin:
             "tls": {"cert": around.cert, "key": around.key} if around.cert else None,
             "tls_pin": around.pin,
             "state_dir": str(self._state_dir),
+            # Limits per address look at the same clients as the controller's own do (kit/http.py).
+            "trusted_proxies": [str(ipaddress.ip_network(n, strict=False)) for n in trusted],
+            "client_address": "X-Forwarded-For" if trusted else None,
         }
 
     def _public_url(self, listen: str, path: str) -> str | None:

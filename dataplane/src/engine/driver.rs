@@ -28,12 +28,13 @@
 //! let go of it.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::udp::{Batch, UdpSocket};
 pub use crate::packet::pool::Buffer as SendBuffer;
 
 /// Names one descriptor of a driver. Copies outlive what they name: a stale one is harmless.
@@ -106,7 +107,20 @@ pub enum Event {
         /// May be empty.
         buffer: RecvBuffer,
     },
-    /// One packet of a TUN device.
+    /// Datagrams of one sender ([`Driver::udp`]), one behind the other.
+    Datagrams {
+        /// The UDP socket.
+        token: Token,
+        /// Who sent them.
+        from: SocketAddr,
+        /// The address of this machine that they came to, where the system tells.
+        local: Option<IpAddr>,
+        /// How long each is, but for the last, which may be shorter. Zero when there is but an empty one.
+        segment: usize,
+        /// All of them.
+        buffer: RecvBuffer,
+    },
+    /// One packet of a TUN device, or what one read of it gives.
     Packet {
         /// The device.
         token: Token,
@@ -134,6 +148,9 @@ pub enum Event {
 /// Connections that come ([`Event::Accepted`]) and go ([`Event::Closed`]) between two waits.
 pub const LATER: usize = 32;
 
+/// Reads of [`Driver::newcomer`]s between two waits: a step of a handshake takes 100 us.
+pub const NEWCOMERS: usize = 2;
+
 /// One thread's descriptors. See the module's doc for the loop and the invariants.
 pub trait Driver {
     /// Accepts connections on a listening socket until closed. Errors that pass (too many open files, connections aborted in the
@@ -143,13 +160,23 @@ pub trait Driver {
     /// Takes over a connected stream socket and starts receiving. Sets `TCP_NODELAY`: output is coalesced above.
     fn stream(&mut self, socket: OwnedFd) -> io::Result<Token>;
 
+    /// The same for a connection that nobody knows yet: what it says is read behind everything else, [`NEWCOMERS`] at a time, until
+    /// [`Driver::welcome`]. A crowd of handshakes then delays nobody by more than a few.
+    fn newcomer(&mut self, socket: OwnedFd) -> io::Result<Token>;
+
+    /// It is one of us.
+    fn welcome(&mut self, token: Token);
+
     /// Connects a new stream to `address`: [`Event::Connected`] or [`Event::Closed`] follows. Timeouts are the caller's (close it).
     fn connect(&mut self, address: SocketAddr) -> io::Result<Token>;
 
     /// Takes over a bound UDP socket and starts receiving.
     fn datagram(&mut self, socket: OwnedFd) -> io::Result<Token>;
 
-    /// Takes over a TUN queue (see [`crate::tun`]) and starts reading packets, several per wake, of at most `max_packet` bytes.
+    /// Takes over a UDP socket of the data path and starts receiving: [`Event::Datagrams`].
+    fn udp(&mut self, socket: UdpSocket) -> io::Result<Token>;
+
+    /// Takes over a TUN queue (see [`crate::tun`]) and starts reading, several times per wake, of at most `max_packet` bytes each.
     fn packets(&mut self, device: OwnedFd, max_packet: usize) -> io::Result<Token>;
 
     /// Sends the buffer's filled bytes, all of them, then reports [`Event::Sent`]. One buffer per stream at a time, and only after
@@ -162,6 +189,13 @@ pub trait Driver {
 
     /// Sends one datagram now. `Ok(false)`: the socket's buffer is full or the token is dead; the datagram is lost.
     fn send_to(&mut self, token: Token, to: SocketAddr, datagram: &[u8]) -> io::Result<bool>;
+
+    /// Sends the datagrams of a batch now, over a socket given to [`Driver::udp`]; says how many it took. The others are lost, unless they are tried again: its
+    /// buffer is full, or the token is dead.
+    ///
+    /// # Errors
+    /// The first was refused: EMSGSIZE is what is longer than the way out takes.
+    fn send_batch(&mut self, token: Token, batch: &Batch<'_>) -> io::Result<usize>;
 
     /// Writes one packet to a TUN device now. `Ok(false)`: the device did not take it or the token is dead; the packet is lost.
     fn write_packet(&mut self, token: Token, packet: &[u8]) -> io::Result<bool>;

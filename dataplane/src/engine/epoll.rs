@@ -16,9 +16,11 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketFlags};
 
-use super::driver::{Driver, Event, LATER, RecvBuffer, SendBuffer, Token, Waker};
+use super::driver::{Driver, Event, LATER, NEWCOMERS, RecvBuffer, SendBuffer, Token, Waker};
 use super::slab::Slab;
 use super::socket;
+use super::udp::{Batch, Received, Udp, UdpSocket};
+use crate::tun::MAX_READ;
 
 /// Size of a receive buffer: one receive takes as much as there is.
 const BUFFER: usize = 256 << 10;
@@ -41,8 +43,10 @@ pub struct Epoll {
     reports: Vec<epoll::Event>,
     /// Descriptors that may have something to read; each at most once ([`Slot::queued`]).
     ready: VecDeque<Token>,
-    /// The same for listeners.
+    /// The same for listeners, and for those who are not welcome yet.
     doors: VecDeque<Token>,
+    newcomers: VecDeque<Token>,
+    newcomers_left: usize,
     /// How many bytes until the next wait. Who always has more must not keep others from being noticed.
     left: usize,
     /// Listeners that failed for want of resources: tried again after the next wait.
@@ -65,10 +69,13 @@ struct Slot {
     readable: bool,
     queued: bool,
     paused: bool,
+    newcomer: bool,
     /// The other end has finished or failed: reading must go on until it shows.
     hung_up: bool,
     sending: Option<SendBuffer>,
     send_error: Option<io::Error>,
+    /// Of a socket of the data path.
+    udp: Option<Box<Udp>>,
     shutdown: bool,
     /// [`Event::Closed`] is among the known events.
     dead: bool,
@@ -96,6 +103,8 @@ impl Epoll {
             reports: Vec::with_capacity(BATCH),
             ready: VecDeque::new(),
             doors: VecDeque::new(),
+            newcomers: VecDeque::new(),
+            newcomers_left: 0,
             left: 0,
             resting: Vec::new(),
             known: VecDeque::new(),
@@ -107,16 +116,18 @@ impl Epoll {
         })
     }
 
-    fn add(&mut self, fd: OwnedFd, kind: Kind) -> io::Result<Token> {
+    fn add(&mut self, fd: OwnedFd, kind: Kind, udp: Option<Box<Udp>>) -> io::Result<Token> {
         let token = self.slots.insert(Slot {
             fd,
             kind,
             readable: false,
             queued: false,
             paused: false,
+            newcomer: false,
             hung_up: false,
             sending: None,
             send_error: None,
+            udp,
             shutdown: false,
             dead: false,
         });
@@ -167,7 +178,11 @@ impl Epoll {
             && (!slot.paused || slot.send_error.is_some())
         {
             slot.queued = true;
-            let queue = if slot.kind == Kind::Listener { &mut self.doors } else { &mut self.ready };
+            let queue = match slot.kind {
+                Kind::Listener => &mut self.doors,
+                _ if slot.newcomer => &mut self.newcomers,
+                _ => &mut self.ready,
+            };
             queue.push_back(token);
         }
     }
@@ -219,6 +234,7 @@ impl Epoll {
             Kind::Connecting => None,
             Kind::Listener => self.accept(token),
             Kind::Stream => self.read_stream(token),
+            Kind::Datagram if slot.udp.is_some() => self.read_batch(token),
             Kind::Datagram => self.read_datagram(token),
             Kind::Packets { max } => self.read_packet(token, max),
         }
@@ -293,6 +309,22 @@ impl Epoll {
         }
     }
 
+    fn read_batch(&mut self, token: Token) -> Option<Event> {
+        let index = *self.free.last()?;
+        let slot = self.slots.get_mut(token)?;
+        match slot.udp.as_ref()?.receive(&slot.fd, place(&mut self.memory, index)) {
+            Ok(Received { from, local, segment, len }) => {
+                self.enqueue(token);
+                self.free.pop();
+                Some(Event::Datagrams { token, from, local, segment, buffer: received(index, len) })
+            }
+            Err(error) => {
+                let error = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+                self.not_read(token, error)
+            }
+        }
+    }
+
     fn read_packet(&mut self, token: Token, max: usize) -> Option<Event> {
         let index = *self.free.last()?;
         let slot = self.slots.get_mut(token)?;
@@ -333,29 +365,47 @@ impl fmt::Debug for Epoll {
 
 impl Driver for Epoll {
     fn listen(&mut self, socket: OwnedFd) -> io::Result<Token> {
-        self.add(socket, Kind::Listener)
+        self.add(socket, Kind::Listener, None)
     }
 
     fn stream(&mut self, socket: OwnedFd) -> io::Result<Token> {
         socket::prepare_stream(&socket)?;
-        self.add(socket, Kind::Stream)
+        self.add(socket, Kind::Stream, None)
+    }
+
+    fn newcomer(&mut self, socket: OwnedFd) -> io::Result<Token> {
+        let token = self.stream(socket)?;
+        if let Some(slot) = self.slots.get_mut(token) {
+            slot.newcomer = true;
+        }
+        Ok(token)
+    }
+
+    fn welcome(&mut self, token: Token) {
+        if let Some(slot) = self.slots.get_mut(token) {
+            slot.newcomer = false;
+        }
     }
 
     fn connect(&mut self, address: SocketAddr) -> io::Result<Token> {
         let socket = socket::connecting(address)?;
         socket::prepare_stream(&socket)?;
-        self.add(socket, Kind::Connecting)
+        self.add(socket, Kind::Connecting, None)
     }
 
     fn datagram(&mut self, socket: OwnedFd) -> io::Result<Token> {
-        self.add(socket, Kind::Datagram)
+        self.add(socket, Kind::Datagram, None)
+    }
+
+    fn udp(&mut self, socket: UdpSocket) -> io::Result<Token> {
+        self.add(socket.descriptor, Kind::Datagram, Some(Box::new(socket.state)))
     }
 
     fn packets(&mut self, device: OwnedFd, max_packet: usize) -> io::Result<Token> {
-        if max_packet > 64 << 10 {
+        if max_packet > MAX_READ {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "packets are limited to 64 KiB"));
         }
-        self.add(device, Kind::Packets { max: max_packet })
+        self.add(device, Kind::Packets { max: max_packet }, None)
     }
 
     fn send(&mut self, token: Token, buffer: SendBuffer) {
@@ -383,6 +433,11 @@ impl Driver for Epoll {
     fn send_to(&mut self, token: Token, to: SocketAddr, datagram: &[u8]) -> io::Result<bool> {
         let Some(slot) = self.slots.get(token) else { return Ok(false) };
         socket::send_to(&slot.fd, to, datagram)
+    }
+
+    fn send_batch(&mut self, token: Token, batch: &Batch<'_>) -> io::Result<usize> {
+        let Some(Slot { fd, udp: Some(udp), .. }) = self.slots.get_mut(token) else { return Ok(0) };
+        udp.send(fd, batch)
     }
 
     fn write_packet(&mut self, token: Token, packet: &[u8]) -> io::Result<bool> {
@@ -428,8 +483,11 @@ impl Driver for Epoll {
     }
 
     fn wait_gathering(&mut self, timeout: Option<Duration>, gather: Option<Duration>) -> io::Result<()> {
-        let left_over = !(self.known.is_empty() && self.later.is_empty() && self.doors.is_empty())
-            || (!self.ready.is_empty() && !self.free.is_empty());
+        let to_read = !self.ready.is_empty() || !self.newcomers.is_empty();
+        let left_over = !self.known.is_empty()
+            || !self.later.is_empty()
+            || !self.doors.is_empty()
+            || (to_read && !self.free.is_empty());
         if let Some(gather) = gather
             && !left_over
         {
@@ -459,7 +517,7 @@ impl Driver for Epoll {
         }
         self.reports = reports;
         self.left = ROUND;
-        self.later_left = LATER;
+        (self.later_left, self.newcomers_left) = (LATER, NEWCOMERS);
         for listener in std::mem::take(&mut self.resting) {
             self.enqueue(listener);
         }
@@ -497,19 +555,31 @@ impl Driver for Epoll {
                 }
                 continue;
             }
-            self.later_left = self.later_left.checked_sub(1)?;
-            if let Some(event) = self.later.pop_front() {
-                if let Event::Closed { token, .. } = event
-                    && self.slots.get(token).is_some()
-                {
-                    self.close(token);
-                    return Some(event);
+            if self.later_left > 0 {
+                self.later_left -= 1;
+                if let Some(event) = self.later.pop_front() {
+                    if let Event::Closed { token, .. } = event
+                        && self.slots.get(token).is_some()
+                    {
+                        self.close(token);
+                        return Some(event);
+                    }
+                    continue;
                 }
-            } else {
-                let door = self.doors.pop_front()?;
-                if let Some(event) = self.read(door) {
-                    return Some(event);
+                if let Some(door) = self.doors.pop_front() {
+                    if let Some(event) = self.read(door) {
+                        return Some(event);
+                    }
+                    continue;
                 }
+            }
+            if self.free.is_empty() || self.newcomers_left == 0 {
+                return None;
+            }
+            let token = self.newcomers.pop_front()?;
+            if let Some(event) = self.read(token) {
+                self.newcomers_left -= 1;
+                return Some(event);
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! [`driver`] is what a worker sees of the kernel, [`uring`] and [`epoll`] implement it, [`open`] chooses. [`connection`] turns a stream of
 //! bytes into EdgeLink messages (TLS, HTTP upgrade, WebSocket) and [`outbox`] turns frames into bytes, both without touching the driver.
-//! [`tls`] makes configurations and certificates, [`socket`] makes sockets.
+//! [`tls`] makes configurations and certificates, [`socket`] makes sockets, [`udp`] those of the data path.
 
 pub mod connection;
 pub mod driver;
@@ -18,6 +18,7 @@ pub mod stun;
 #[cfg(test)]
 mod tests;
 pub mod tls;
+pub mod udp;
 pub mod uring;
 
 use std::io;

@@ -2,7 +2,7 @@
 
 mod round_trip;
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
@@ -10,6 +10,8 @@ pub(super) use round_trip::round_trip;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use crate::packet::offload::Write;
 
 /// Connections that may wait to be accepted: bursts of reconnecting nodes after a relay restart.
 const BACKLOG: i32 = 4096;
@@ -46,7 +48,7 @@ pub enum SocketError {
     },
 }
 
-fn explain(address: SocketAddr) -> impl Fn(io::Error) -> SocketError {
+pub(super) fn explain(address: SocketAddr) -> impl Fn(io::Error) -> SocketError {
     move |source| match source.kind() {
         io::ErrorKind::AddrInUse => SocketError::InUse { address },
         io::ErrorKind::PermissionDenied => SocketError::Permission { address },
@@ -150,7 +152,16 @@ pub(super) fn send_to(socket: &OwnedFd, to: SocketAddr, datagram: &[u8]) -> io::
 
 /// Writes a packet to a TUN device without waiting; false when it does not take it: full, or not up (EIO).
 pub(super) fn write_packet(device: &OwnedFd, packet: &[u8]) -> io::Result<bool> {
-    match rustix::io::write(device, packet) {
+    taken(rustix::io::write(device, packet))
+}
+
+/// The same behind a virtio-net header, if the device has those.
+pub(super) fn write_offloaded(device: &OwnedFd, write: Write<'_>) -> io::Result<bool> {
+    taken(rustix::io::writev(device, &[IoSlice::new(write.header), IoSlice::new(write.packet)]))
+}
+
+fn taken(written: Result<usize, Errno>) -> io::Result<bool> {
+    match written {
         Ok(_) => Ok(true),
         Err(Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM | Errno::IO) => Ok(false),
         Err(error) => Err(error.into()),

@@ -2,6 +2,7 @@
 
 mod fairness;
 mod tun_device;
+mod udp;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -16,7 +17,10 @@ use super::socket;
 use super::uring::Uring;
 use crate::packet::pool::Pool;
 use crate::tun::{Tun, memory};
-use fairness::streams_that_never_stop_get_equal_turns_and_a_quiet_one_is_heard;
+use fairness::{
+    newcomers_are_read_last_and_a_few_at_a_time,
+    streams_that_never_stop_get_equal_turns_and_a_quiet_one_is_heard,
+};
 
 /// Runs a test body on epoll and on io_uring; where the latter is forbidden that half is skipped with a line that says so.
 macro_rules! on_each_driver {
@@ -51,6 +55,7 @@ on_each_driver! {
     more_streams_than_receive_buffers_all_get_their_turn,
     leaves_no_descriptor_open,
     streams_that_never_stop_get_equal_turns_and_a_quiet_one_is_heard,
+    newcomers_are_read_last_and_a_few_at_a_time,
 }
 
 const LOCAL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);

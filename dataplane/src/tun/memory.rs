@@ -8,25 +8,36 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 
 use super::Tun;
+use crate::packet::offload::Format;
 
 /// One end.
 #[derive(Debug)]
 pub struct End {
     socket: UnixDatagram,
+    format: Format,
     buffer: Vec<u8>,
 }
 
-/// Two ends, non-blocking.
+/// Two ends, non-blocking, without offloads.
 pub fn pair() -> io::Result<(End, End)> {
+    pair_of(Format::Plain)
+}
+
+/// The same, as a device with offloads would be: whoever holds the other end is the kernel.
+pub fn pair_of(format: Format) -> io::Result<(End, End)> {
     let (a, b) = UnixDatagram::pair()?;
     let end = |socket: UnixDatagram| -> io::Result<End> {
         socket.set_nonblocking(true)?;
-        Ok(End { socket, buffer: Vec::new() })
+        Ok(End { socket, format, buffer: Vec::new() })
     };
     Ok((end(a)?, end(b)?))
 }
 
 impl Tun for End {
+    fn format(&self) -> Format {
+        self.format
+    }
+
     fn read_batch(&mut self, max: usize, sink: &mut dyn FnMut(&mut [u8])) -> io::Result<usize> {
         super::read_until_empty(&mut self.buffer, max, |bytes| self.socket.recv(bytes), sink)
     }

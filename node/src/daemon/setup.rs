@@ -8,7 +8,7 @@ use meshdp::engine::tls::{Roots, TlsError, client_config};
 use meshdp::proto::crypto::keys::{MachineKey, NodeKey};
 use meshdp::proto::node::NodeSettings;
 use meshdp::proto::wire::control::node::Settings as NetworkSettings;
-use meshdp::tun::linux::{Device, TunError};
+use meshdp::tun::linux::{Device, Offload, TunError};
 use rustix::fs::{Access, access};
 use rustls::ClientConfig;
 use tokio::time::{Instant, sleep};
@@ -27,8 +27,11 @@ const FREED: Duration = Duration::from_secs(3);
 pub(super) async fn open_device(name: &str) -> anyhow::Result<Device> {
     let end = Instant::now() + FREED;
     loop {
-        match Device::open(name) {
-            Ok(device) => return Ok(device),
+        match Device::open_with(name, Offload::All) {
+            Ok(device) => {
+                tracing::debug!(interface = device.name(), format = ?device.format(), "opened the TUN device");
+                return Ok(device);
+            }
             Err(TunError::Busy { .. }) if Instant::now() < end => sleep(Duration::from_millis(50)).await,
             Err(TunError::Busy { name }) => bail!(
                 "the interface {name} is in use by another program. `ip tuntap show` lists such interfaces; choose another name with --interface"

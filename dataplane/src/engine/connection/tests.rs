@@ -251,7 +251,9 @@ fn tickets_wait_for_the_answer_to_the_upgrade() {
             break;
         }
         buffers += answers.len();
-        answers.iter_mut().for_each(|answer| client.receive(answer.filled_mut()));
+        for answer in &mut answers {
+            client.receive(answer.filled_mut());
+        }
     }
     assert!(client.upgraded.is_some() && server.upgraded.is_some());
     assert_eq!(buffers, 2, "the handshake's flight, and tickets with the answer");

@@ -12,11 +12,13 @@ use ipnet::IpNet;
 use crate::engine::Prefer;
 use crate::engine::driver::Waker;
 use crate::engine::tls::Roots;
+use crate::packet::offload::Format;
 use crate::proto::crypto::keys::NodeKey;
 use crate::proto::id::NodeId;
 use crate::proto::node::{EchoError, Event, NodeSettings, NodeStatus};
 use crate::proto::wire::control::PublicKey;
 use crate::proto::wire::control::node::{Config, ConfigUpdate, SignedNodeKey};
+use crate::tun::Tun;
 
 /// Commands that may wait for the thread.
 pub(super) const COMMANDS: usize = 256;
@@ -25,17 +27,30 @@ pub(super) const COMMANDS: usize = 256;
 ///
 /// Implemented for [`crate::tun::linux::Device`] and for [`crate::tun::memory::End`], so that a program can be a node without a network interface.
 pub trait PacketPort {
-    /// The descriptor: one packet per read and per write, non-blocking.
+    /// What is read from it and written to it.
+    fn format(&self) -> Format {
+        Format::Plain
+    }
+
+    /// The descriptor: one packet, or what the format says, per read and per write, non-blocking.
     fn into_descriptor(self) -> OwnedFd;
 }
 
 impl PacketPort for crate::tun::linux::Device {
+    fn format(&self) -> Format {
+        Self::format(self)
+    }
+
     fn into_descriptor(self) -> OwnedFd {
         self.into()
     }
 }
 
 impl PacketPort for crate::tun::memory::End {
+    fn format(&self) -> Format {
+        Tun::format(self)
+    }
+
     fn into_descriptor(self) -> OwnedFd {
         self.into()
     }
@@ -215,7 +230,7 @@ where
     P: PacketPort,
     F: FnMut(Report) + Send + 'static,
 {
-    let port = port.map(PacketPort::into_descriptor);
+    let port = port.map(|port| (port.format(), port.into_descriptor()));
     let (commands, inbox) = std::sync::mpsc::sync_channel(COMMANDS);
     let (ready, opened) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::Builder::new()

@@ -25,6 +25,21 @@ pub(super) struct UdpSocket {
     port: u16,
 }
 
+/// Datagrams of one read of the TUN queue, which is the driver's until it is given back: they are sent after that.
+#[derive(Debug, Default)]
+pub(super) struct Burst {
+    bytes: Vec<u8>,
+    each: Vec<(Place, usize)>,
+}
+
+impl Burst {
+    /// Adds one.
+    pub(super) fn push(&mut self, place: Place, datagram: &[u8]) {
+        self.bytes.extend_from_slice(datagram);
+        self.each.push((place, datagram.len()));
+    }
+}
+
 impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
     /// Opens, keeps or closes the sockets, and tells the machine of them.
     pub(super) fn set_endpoints(&mut self, endpoints: Endpoints, now: Now) {
@@ -66,23 +81,46 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
         let place = Place { socket: SocketId(0), remote };
         let received = self.node.handle_datagram(place, self.driver.bytes(&buffer), now);
         if let Received::Packet { packet, checksum, .. } = received {
-            deliver(self.port.as_ref(), &mut self.drops, packet, checksum);
+            deliver(self.port.as_mut(), &mut self.drops, packet, checksum);
         }
         self.driver.recycle(buffer);
     }
 
+    /// Sends what one read of the TUN queue gave for direct paths.
+    pub(super) fn send_burst(&mut self, now: Now) {
+        if self.burst.each.is_empty() {
+            return;
+        }
+        let burst = std::mem::take(&mut self.burst);
+        let mut rest = burst.bytes.as_slice();
+        for &(place, length) in &burst.each {
+            let Some((datagram, tail)) = rest.split_at_checked(length) else { break };
+            rest = tail;
+            self.send_datagram(place, datagram, now);
+        }
+        self.burst = burst;
+        self.burst.bytes.clear();
+        self.burst.each.clear();
+    }
+
     /// Sends what is in `scratch`.
     pub(super) fn send_scratch(&mut self, place: Place, now: Now) {
+        let scratch = std::mem::take(&mut self.scratch);
+        self.send_datagram(place, &scratch, now);
+        self.scratch = scratch;
+    }
+
+    fn send_datagram(&mut self, place: Place, datagram: &[u8], now: Now) {
         let socket = self.udp[usize::from(place.remote.is_ipv6())];
         let Some(socket) = socket.filter(|_| place.socket == SocketId(0)) else {
             return self.drops.count(DropReason::NoPath);
         };
-        match self.driver.send_to(socket.token, place.remote, &self.scratch) {
+        match self.driver.send_to(socket.token, place.remote, datagram) {
             Ok(true) => {}
             Ok(false) => self.drops.count(DropReason::QueueFull),
             Err(error) => {
                 if error.raw_os_error() == Some(rustix::io::Errno::MSGSIZE.raw_os_error()) {
-                    self.node.datagram_refused(place, self.scratch.len(), now);
+                    self.node.datagram_refused(place, datagram.len(), now);
                 }
                 self.drops.count(DropReason::WriteError);
             }

@@ -1,14 +1,19 @@
 //! Frames and packets on their way through the data thread.
 //!
-//! What waits for a relay is bounded in bytes and in age; when the outbox in use fills, reading from the TUN queue pauses, so that the kernel's own queue
+//! A read of the TUN queue may stand for many packets, which are sealed one by one; those that come are put together again until the end of a round of events
+//! ([`crate::packet::offload`]). What waits for a relay is bounded in bytes and in age; when the outbox in use fills, reading from the TUN queue pauses, so that the kernel's own queue
 //! discipline decides what to drop.
 
+use std::os::fd::OwnedFd;
+
 use super::api::Report;
-use super::checksum::complete;
-use super::relay::Phase;
+use super::datagram::Burst;
+use super::relay::{Links, Phase};
 use super::thread::{Port, Worker};
 use crate::engine::connection::Incoming;
 use crate::engine::driver::{Driver, RecvBuffer, Token};
+use crate::engine::socket;
+use crate::packet::offload::{Fill, SuperPacket, Write};
 use crate::proto::drop_reason::{DropCounters, DropReason};
 use crate::proto::error::FrameError;
 use crate::proto::id::RelayId;
@@ -21,77 +26,29 @@ use crate::proto::wire::frame::{FrameHeader, FrameType, HEADER_LEN};
 const VIA_LEN: usize = HEADER_LEN + VIA_PREFIX_LEN;
 
 impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
-    /// A packet from the TUN queue, copied once: into the outbox where it is sealed.
+    /// What one read of the TUN queue gave: each packet of it is copied once, into the outbox where it is sealed.
     pub(super) fn handle_packet(&mut self, buffer: RecvBuffer, now: Now) {
-        let packet = &*self.driver.bytes(&buffer);
-        let mut elsewhere = None;
-        let length = packet.len();
-        let lead = if self.guess.is_some_and(|(_, via)| via.is_some()) { VIA_LEN } else { 0 };
-        if let Some(guess) = self.guess
-            && let Some(link) = self.links.of_relay(guess.0)
-            && let Ok(space) = link.outbox.reserve(lead + DATA_OVERHEAD + length, now.instant)
-        {
-            let (head, body) = space.split_at_mut(lead);
-            body[DATA_HEADROOM..DATA_HEADROOM + length].copy_from_slice(packet);
-            match self.node.handle_packet(body, Checksum::Complete, now) {
-                Outgoing::Send { target, frame } => {
-                    let header = guess.1.map(|id| via_header(id, frame.len()));
-                    if target == (Target::Relay { relay: guess.0, via: guess.1 }) && frame.start == 0 {
-                        if let Some(Ok(header)) = header {
-                            head.copy_from_slice(&header);
-                        }
-                        link.outbox.commit(lead + frame.end);
-                    } else {
-                        self.scratch.clear();
-                        self.scratch.extend_from_slice(&body[frame]);
-                        elsewhere = Some(target);
-                    }
-                }
-                Outgoing::Queued | Outgoing::Dropped(_) => {}
+        let Some(port) = &self.port else { return self.driver.recycle(buffer) };
+        match port.format.read(self.driver.bytes(&buffer)) {
+            Ok(whole) => {
+                let mut outgoing = Sealing {
+                    node: &mut self.node,
+                    links: &mut self.links,
+                    guess: &mut self.guess,
+                    scratch: &mut self.scratch,
+                    drops: &mut self.drops,
+                    burst: &mut self.burst,
+                };
+                (0..whole.count()).for_each(|index| outgoing.packet(&whole, index, now));
             }
-        } else {
-            self.scratch.clear();
-            self.scratch.resize(DATA_OVERHEAD + length, 0);
-            self.scratch[DATA_HEADROOM..DATA_HEADROOM + length].copy_from_slice(packet);
-            if let Outgoing::Send { target, frame } =
-                self.node.handle_packet(&mut self.scratch, Checksum::Complete, now)
-            {
-                self.scratch.truncate(frame.end);
-                self.scratch.drain(..frame.start);
-                elsewhere = Some(target);
+            Err(error) => {
+                tracing::trace!(%error, "dropped what the TUN queue gave");
+                self.drops.count(DropReason::Malformed);
             }
         }
         self.driver.recycle(buffer);
-        match elsewhere {
-            Some(Target::Relay { relay, via }) => {
-                self.guess = Some((relay, via));
-                self.push_scratch(relay, via, now);
-            }
-            Some(Target::Direct(place)) => {
-                self.guess = None;
-                self.send_scratch(place, now);
-            }
-            None => {}
-        }
+        self.send_burst(now);
         self.press_back();
-    }
-
-    /// Sends the frame in `scratch` to `relay`.
-    pub(super) fn push_scratch(&mut self, relay: RelayId, via: Option<RelayId>, now: Now) {
-        let Some(link) = self.links.of_relay(relay) else { return self.drops.count(DropReason::NoPath) };
-        let lead = if via.is_some() { VIA_LEN } else { 0 };
-        let Ok(room) = link.outbox.reserve(lead + self.scratch.len(), now.instant) else {
-            return self.drops.count(DropReason::QueueFull);
-        };
-        let (head, body) = room.split_at_mut(lead);
-        if let Some(id) = via {
-            let Ok(header) = via_header(id, self.scratch.len()) else {
-                return self.drops.count(DropReason::TooBig);
-            };
-            head.copy_from_slice(&header);
-        }
-        body.copy_from_slice(&self.scratch);
-        link.outbox.commit(lead + self.scratch.len());
     }
 
     /// Stops reading packets while the relay in use has a quarter of its limit waiting.
@@ -107,7 +64,8 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
     pub(super) fn handle_received(&mut self, token: Token, buffer: RecvBuffer, now: Now) {
         let Some(link) = self.links.get(token) else { return self.driver.recycle(buffer) };
         let (relay, live) = (link.relay, link.is_live());
-        let (node, port, drops) = (&mut self.node, self.port.as_ref(), &mut self.drops);
+        let (node, drops) = (&mut self.node, &mut self.drops);
+        let mut port = self.port.as_mut();
         let mut upgraded = false;
         let mut failure = None;
         let result = link.connection.receive(self.driver.bytes(&buffer), &mut |incoming| match incoming {
@@ -117,7 +75,8 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
                 node.relay_connected(relay, now);
             }
             Incoming::Message(frames) => {
-                failure = walk(node, port, drops, relay, frames, now).err().map(|error| error.to_string());
+                let walked = walk(node, port.as_deref_mut(), drops, relay, frames, now);
+                failure = walked.err().map(|error| error.to_string());
             }
             Incoming::Closed { code } => {
                 failure = Some(code.map_or_else(
@@ -176,6 +135,13 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
         }
     }
 
+    /// Writes what was put together for the TUN queue.
+    pub(super) fn flush_port(&mut self) {
+        if let Some(port) = &mut self.port {
+            port.incoming.flush(write_to(&port.writer, &mut self.drops));
+        }
+    }
+
     /// Gives every stream that can take one its next buffer.
     pub(super) fn flush(&mut self, now: Now) {
         let oldest =
@@ -218,10 +184,102 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
     }
 }
 
-/// Hands the frames of one message to the machine, and the packets in them to the TUN queue.
+/// What packets of the TUN queue need on their way to an outbox.
+struct Sealing<'a> {
+    node: &'a mut Node,
+    links: &'a mut Links,
+    guess: &'a mut Option<(RelayId, Option<RelayId>)>,
+    scratch: &'a mut Vec<u8>,
+    drops: &'a mut DropCounters,
+    burst: &'a mut Burst,
+}
+
+impl Sealing<'_> {
+    /// Packet `index` of `whole`, its checksum left to the receiver where that is possible.
+    fn packet(&mut self, whole: &SuperPacket<'_>, index: usize, now: Now) {
+        let length = whole.len_of(index);
+        let lead = if self.guess.is_some_and(|(_, via)| via.is_some()) { VIA_LEN } else { 0 };
+        let mut elsewhere = None;
+        if let Some(guess) = *self.guess
+            && let Some(link) = self.links.of_relay(guess.0)
+            && let Ok(space) = link.outbox.reserve(lead + DATA_OVERHEAD + length, now.instant)
+        {
+            let (head, body) = space.split_at_mut(lead);
+            let place = &mut body[DATA_HEADROOM..DATA_HEADROOM + length];
+            let checksum = whole.write(index, Fill::Partial, place);
+            match self.node.handle_packet(body, checksum, now) {
+                Outgoing::Send { target, frame } => {
+                    let header = guess.1.map(|id| via_header(id, frame.len()));
+                    if target == (Target::Relay { relay: guess.0, via: guess.1 }) && frame.start == 0 {
+                        if let Some(Ok(header)) = header {
+                            head.copy_from_slice(&header);
+                        }
+                        link.outbox.commit(lead + frame.end);
+                    } else {
+                        self.scratch.clear();
+                        self.scratch.extend_from_slice(&body[frame]);
+                        elsewhere = Some(target);
+                    }
+                }
+                Outgoing::Queued | Outgoing::Dropped(_) => {}
+            }
+        } else {
+            self.scratch.clear();
+            self.scratch.resize(DATA_OVERHEAD + length, 0);
+            let place = &mut self.scratch[DATA_HEADROOM..DATA_HEADROOM + length];
+            let checksum = whole.write(index, Fill::Partial, place);
+            if let Outgoing::Send { target, frame } = self.node.handle_packet(self.scratch, checksum, now) {
+                self.scratch.truncate(frame.end);
+                self.scratch.drain(..frame.start);
+                elsewhere = Some(target);
+            }
+        }
+        match elsewhere {
+            Some(Target::Relay { relay, via }) => {
+                *self.guess = Some((relay, via));
+                self.push_scratch(relay, via, now);
+            }
+            Some(Target::Direct(place)) => {
+                // The next one is sealed in the scratch, not in an outbox that it does not go to.
+                *self.guess = None;
+                self.burst.push(place, self.scratch);
+            }
+            None => {}
+        }
+    }
+
+    /// Sends the frame in `scratch` to `relay`.
+    fn push_scratch(&mut self, relay: RelayId, via: Option<RelayId>, now: Now) {
+        let Some(link) = self.links.of_relay(relay) else { return self.drops.count(DropReason::NoPath) };
+        let lead = if via.is_some() { VIA_LEN } else { 0 };
+        let Ok(room) = link.outbox.reserve(lead + self.scratch.len(), now.instant) else {
+            return self.drops.count(DropReason::QueueFull);
+        };
+        let (head, body) = room.split_at_mut(lead);
+        if let Some(id) = via {
+            let Ok(header) = via_header(id, self.scratch.len()) else {
+                return self.drops.count(DropReason::TooBig);
+            };
+            head.copy_from_slice(&header);
+        }
+        body.copy_from_slice(self.scratch);
+        link.outbox.commit(lead + self.scratch.len());
+    }
+}
+
+/// Writes to the TUN queue, and counts what it does not take.
+fn write_to<'a>(queue: &'a OwnedFd, drops: &'a mut DropCounters) -> impl FnMut(Write<'_>) + 'a {
+    |write| {
+        if !matches!(socket::write_offloaded(queue, write), Ok(true)) {
+            drops.add(DropReason::TunFull, write.count as u64);
+        }
+    }
+}
+
+/// Hands the frames of one message to the machine, and the packets in them towards the TUN queue.
 fn walk(
     node: &mut Node,
-    port: Option<&Port>,
+    mut port: Option<&mut Port>,
     drops: &mut DropCounters,
     relay: RelayId,
     mut rest: &mut [u8],
@@ -235,21 +293,23 @@ fn walk(
         let have = rest.len();
         let (frame, tail) = rest.split_at_mut_checked(need).ok_or(FrameError::Truncated { have, need })?;
         if let Received::Packet { packet, checksum, .. } = node.handle_relay_frame(relay, frame, now) {
-            deliver(port, drops, packet, checksum);
+            deliver(port.as_deref_mut(), drops, packet, checksum);
         }
         rest = tail;
     }
     Ok(())
 }
 
-/// Writes a packet to the TUN queue.
-pub(super) fn deliver(port: Option<&Port>, drops: &mut DropCounters, packet: &mut [u8], checksum: Checksum) {
-    if checksum == Checksum::Partial {
-        complete(packet);
-    }
-    let written = port.map(|port| rustix::io::write(&port.writer, packet));
-    if !matches!(written, Some(Ok(_))) {
-        drops.count(DropReason::TunFull);
+/// Hands a packet on towards the TUN queue.
+pub(super) fn deliver(
+    port: Option<&mut Port>,
+    drops: &mut DropCounters,
+    packet: &mut [u8],
+    checksum: Checksum,
+) {
+    match port {
+        Some(port) => port.incoming.push(packet, checksum, write_to(&port.writer, drops)),
+        None => drops.count(DropReason::TunFull),
     }
 }
 

@@ -10,7 +10,6 @@
 //! threads, since name resolution blocks. Timers, sessions and path choice are the machine's (`docs/protocol.md` §2, §4).
 
 mod api;
-mod checksum;
 mod datagram;
 mod dial;
 mod flow;

@@ -15,7 +15,7 @@ use rand_core::SeedableRng as _;
 use rustls::ClientConfig;
 
 use super::api::{Command, Inbox, Limits, Options, Ready, Report};
-use super::datagram::UdpSocket;
+use super::datagram::{Burst, UdpSocket};
 use super::dial::Dial;
 use super::helper::Helpers;
 use super::relay::{Link, Links, Phase};
@@ -23,13 +23,13 @@ use crate::engine::driver::{Driver, Event, Token};
 use crate::engine::tls::{Pin, Roots};
 use crate::engine::{Opened, open};
 use crate::packet::Pool;
+use crate::packet::offload::{Coalescer, Format};
 use crate::proto::drop_reason::DropCounters;
 use crate::proto::id::RelayId;
 use crate::proto::node::Node;
 use crate::proto::time::{Instant, Now, UnixTime};
+use crate::tun::MAX_READ;
 
-/// The longest packet that is read from the TUN queue.
-const MAX_PACKET: usize = u16::MAX as usize;
 /// Between two looks at the outboxes while the TUN queue is paused.
 const PAUSED_TICK: Duration = Duration::from_millis(20);
 /// Commands taken between two looks at the network.
@@ -53,6 +53,9 @@ pub(super) struct Port {
     pub token: Token,
     pub writer: OwnedFd,
     pub paused: bool,
+    pub format: Format,
+    /// Packets for the queue, until the end of a round of events.
+    pub incoming: Coalescer,
 }
 
 /// The thread's state; what it does is in this file, [`super::flow`] and [`super::dial`].
@@ -77,6 +80,7 @@ pub(super) struct Worker<D, F> {
     /// For IPv4 and IPv6.
     pub udp: [Option<UdpSocket>; 2],
     pub udp_tokens: Vec<Token>,
+    pub burst: Burst,
     pub drops: DropCounters,
     pub stopping: Option<Instant>,
 }
@@ -84,7 +88,7 @@ pub(super) struct Worker<D, F> {
 /// The thread's body.
 pub(super) fn main<F: FnMut(Report)>(
     options: Options,
-    port: Option<OwnedFd>,
+    port: Option<(Format, OwnedFd)>,
     inbox: Inbox,
     report: F,
     ready: &Ready,
@@ -99,14 +103,14 @@ pub(super) fn main<F: FnMut(Report)>(
 fn start<D: Driver, F: FnMut(Report)>(
     mut driver: D,
     options: Options,
-    port: Option<OwnedFd>,
+    port: Option<(Format, OwnedFd)>,
     inbox: Inbox,
     report: F,
     ready: &Ready,
 ) {
-    let attached = port.map(|device| {
-        let writer = device.try_clone()?;
-        Ok(Port { token: driver.packets(device, MAX_PACKET)?, writer, paused: false })
+    let attached = port.map(|(format, device)| {
+        let (writer, incoming) = (device.try_clone()?, Coalescer::new(format));
+        Ok(Port { token: driver.packets(device, MAX_READ)?, writer, paused: false, format, incoming })
     });
     let port = match attached.transpose() {
         Ok(port) => port,
@@ -135,6 +139,7 @@ fn start<D: Driver, F: FnMut(Report)>(
         scratch: Vec::new(),
         udp: [None; 2],
         udp_tokens: Vec::new(),
+        burst: Burst::default(),
         drops: DropCounters::default(),
         stopping: None,
         driver,
@@ -175,6 +180,7 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
             while let Some(event) = self.driver.next_event() {
                 self.handle_event(event, now)?;
             }
+            self.flush_port();
         }
     }
 

@@ -358,6 +358,7 @@ impl<D: Driver> Shell<D> {
                 Command::Discard { conn, reason } => self.outputs.discard(conn.0 as usize, reason),
                 Command::Welcome { conn } => {
                     if let Some(peer) = self.peers.get_mut(conn.0 as usize).and_then(Option::as_mut) {
+                        self.driver.welcome(peer.token);
                         peer.connection.set_max_message(MAX_MESSAGE);
                     }
                 }

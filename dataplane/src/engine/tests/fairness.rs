@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
 
-use super::super::driver::{Driver, Event, Token};
-use super::{pair, turn};
+use super::super::driver::{Driver, Event, NEWCOMERS, Token};
+use super::{LOCAL, PATIENCE, pair, turn};
 
 const STREAMS: usize = 20;
 const READS: usize = 2_000;
@@ -48,4 +49,52 @@ pub(super) fn streams_that_never_stop_get_equal_turns_and_a_quiet_one_is_heard<D
     let mean = shares.iter().sum::<usize>() / STREAMS;
     assert!(shares.iter().all(|&share| share > mean / 3 && share < 3 * mean), "{shares:?}");
     assert!(longest > 0 && longest <= 3 * STREAMS, "the quiet stream waited for {longest} reads of others");
+}
+
+pub(super) fn newcomers_are_read_last_and_a_few_at_a_time<D: Driver>(mut driver: D) {
+    let listener = TcpListener::bind(LOCAL).unwrap();
+    let mut newcomers: BTreeMap<Token, TcpStream> = (0..STREAMS)
+        .map(|_| {
+            let theirs = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            (driver.newcomer(listener.accept().unwrap().0.into()).unwrap(), theirs)
+        })
+        .collect();
+    let (known, mut word) = pair(&mut driver);
+    // Polls are armed and all have something to say before anybody is read.
+    driver.wait(Some(Duration::ZERO)).unwrap();
+    for theirs in newcomers.values_mut() {
+        theirs.write_all(b"hello").unwrap();
+    }
+    word.write_all(b"word").unwrap();
+    let (mut heard, mut rounds, mut known_in_round) = (0, 0, None);
+    let deadline = Instant::now() + PATIENCE;
+    while heard < STREAMS || known_in_round.is_none() {
+        assert!(Instant::now() < deadline, "nothing happens any more");
+        driver.wait(Some(Duration::from_millis(100))).unwrap();
+        rounds += 1;
+        let before = heard;
+        while let Some(event) = driver.next_event() {
+            let Event::Received { token, buffer } = event else { panic!("unexpected {event:?}") };
+            if token == known {
+                assert_eq!(heard, before, "newcomers come after it");
+                known_in_round = Some(rounds);
+            } else {
+                heard += 1;
+            }
+            driver.recycle(buffer);
+        }
+        assert!(heard - before <= NEWCOMERS);
+    }
+    // Once they are welcome they are like any other, whatever was under way for them.
+    let mut missing = STREAMS;
+    for (&token, theirs) in &mut newcomers {
+        driver.welcome(token);
+        theirs.write_all(b"again").unwrap();
+    }
+    turn(&mut driver, |driver, event| {
+        let Event::Received { buffer, .. } = event else { panic!("unexpected {event:?}") };
+        driver.recycle(buffer);
+        missing -= 1;
+        missing == 0
+    });
 }

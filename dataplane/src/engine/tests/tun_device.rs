@@ -7,30 +7,12 @@ use super::super::epoll::Epoll;
 use super::super::uring::Uring;
 use super::{PATIENCE, turn};
 use crate::tun::linux::{Device, TunError};
+use crate::tun::tests::{in_namespace, ip};
 
 #[test]
 fn a_tun_device_carries_packets_both_ways() {
     for driver in ["epoll", "uring"] {
-        let output = std::process::Command::new("unshare")
-            .args(["--map-root-user", "--net"])
-            .arg(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "--nocapture"])
-            .arg(format!("engine::tests::tun_device::{driver}_on_a_tun_device_in_this_namespace"))
-            .output();
-        match output {
-            Ok(output) if output.status.success() => {
-                print!("{}", String::from_utf8_lossy(&output.stdout));
-            }
-            Ok(output) if String::from_utf8_lossy(&output.stderr).starts_with("unshare:") => {
-                println!("skipped: {}", String::from_utf8_lossy(&output.stderr).trim());
-            }
-            Ok(output) => panic!(
-                "{}{}",
-                String::from_utf8_lossy(&output.stdout),
-                String::from_utf8_lossy(&output.stderr)
-            ),
-            Err(error) => println!("skipped: no unshare: {error}"),
-        }
+        in_namespace(&format!("engine::tests::tun_device::{driver}_on_a_tun_device_in_this_namespace"));
     }
 }
 
@@ -57,10 +39,6 @@ fn on_a_tun_device<D: Driver>(mut driver: D) {
     };
     assert_eq!(device.name(), "edge0");
     assert!(matches!(Device::open("edge0"), Err(TunError::Busy { .. })));
-    let ip = |arguments: &str| {
-        let status = std::process::Command::new("ip").args(arguments.split(' ')).status().unwrap();
-        assert!(status.success(), "ip {arguments}");
-    };
     ip("address add 10.9.9.1/24 dev edge0");
     let token = driver.packets(device.into(), 1500).unwrap();
     assert!(!driver.write_packet(token, &[0x45; 20]).unwrap(), "not while the device is down");

@@ -13,6 +13,7 @@ use super::ring::Completion;
 use super::slot::{Kind, Op};
 use crate::engine::driver::{Driver, Event, RecvBuffer, Token};
 use crate::engine::socket;
+use crate::engine::udp::{Received, control};
 
 impl Uring {
     pub(super) fn complete(&mut self, completion: Completion) -> io::Result<()> {
@@ -102,21 +103,25 @@ impl Uring {
     }
 
     fn datagram_received(&mut self, token: Token, received: RecvBuffer) {
-        let parsed = self.slots.get(token).and_then(|slot| slot.message.as_deref()).and_then(|message| {
+        let Some(slot) = self.slots.get(token) else { return self.recycle(received) };
+        let batch = slot.udp.is_some();
+        let parsed = slot.message.as_deref().and_then(|message| {
             let bytes = self.groups.get_mut(usize::from(received.group))?.bytes(received.index);
             let bytes = bytes.get(..received.len())?;
             let parsed = RecvMsgOut::parse(bytes, message).ok()?;
             let payload = parsed.payload_data();
             let offset = payload.as_ptr() as usize - bytes.as_ptr() as usize;
-            Some((address(parsed.name_data())?, offset, payload.len()))
+            let told = if batch { control(parsed.control_data()) } else { (None, None) };
+            Some((address(parsed.name_data())?, told, offset, payload.len()))
         });
-        match parsed {
-            Some((from, offset, len)) => {
-                let buffer = RecvBuffer { offset: offset as u32, len: len as u32, ..received };
-                self.known.push_back(Event::Datagram { token, from, buffer });
-            }
-            None => self.recycle(received),
-        }
+        let Some((from, (local, segment), offset, len)) = parsed else { return self.recycle(received) };
+        let buffer = RecvBuffer { offset: offset as u32, len: len as u32, ..received };
+        self.known.push_back(if batch {
+            let Received { from, local, segment, .. } = Received::new(from, local, segment, len);
+            Event::Datagrams { token, from, local, segment, buffer }
+        } else {
+            Event::Datagram { token, from, buffer }
+        });
     }
 
     fn not_received(&mut self, token: Token, kind: Kind, errno: i32) -> io::Result<()> {
@@ -187,6 +192,10 @@ impl Uring {
                     return Ok(());
                 }
             }
+        }
+        let Some(slot) = self.slots.get_mut(token) else { return Ok(()) };
+        if slot.newcomer && !std::mem::replace(&mut slot.starved, true) {
+            self.direct.queue_newcomer(token);
         }
         self.receive(token)
     }

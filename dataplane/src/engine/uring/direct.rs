@@ -4,7 +4,7 @@
 //! it would starve in turns that nobody decides (among a hundred flooding senders some got a tenth of what others did). So a stream that starves leaves the ring and
 //! queues here; it gets one read per turn, in the order they came, and goes back to the ring when a read has emptied its socket. What is read is in the cache
 //! when it is handled. Streams that say little never come here: the ring's buffers are left to them, and each round looks at the ring again after
-//! [`ROUND`] bytes.
+//! [`ROUND`] bytes. Newcomers queue apart from them and come last, a few in each round.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,7 +15,7 @@ use rustix::net::RecvFlags;
 
 use super::Uring;
 use super::buffers::BufferGroup;
-use crate::engine::driver::{Event, RecvBuffer, Token};
+use crate::engine::driver::{Event, NEWCOMERS, RecvBuffer, Token};
 
 /// The one buffer's size.
 const BUFFER: usize = 256 << 10;
@@ -31,13 +31,22 @@ pub(super) struct Direct {
     memory: Box<[u8]>,
     out: bool,
     ready: VecDeque<Token>,
-    /// Bytes that this round may still read.
+    newcomers: VecDeque<Token>,
+    /// Bytes that this round may still read, and how many newcomers.
     left: usize,
+    newcomers_left: usize,
 }
 
 impl Direct {
     pub(super) fn new() -> Self {
-        Self { memory: vec![0; BUFFER].into_boxed_slice(), out: false, ready: VecDeque::new(), left: 0 }
+        Self {
+            memory: vec![0; BUFFER].into_boxed_slice(),
+            out: false,
+            ready: VecDeque::new(),
+            newcomers: VecDeque::new(),
+            left: 0,
+            newcomers_left: 0,
+        }
     }
 
     /// `token` has data, or its end, to be read.
@@ -45,14 +54,20 @@ impl Direct {
         self.ready.push_back(token);
     }
 
+    /// The same for one that is not welcome yet.
+    pub(super) fn queue_newcomer(&mut self, token: Token) {
+        self.newcomers.push_back(token);
+    }
+
     /// A round begins.
     pub(super) const fn begin(&mut self) {
-        self.left = ROUND;
+        (self.left, self.newcomers_left) = (ROUND, NEWCOMERS);
     }
 
     /// Whether there is something to read, and where to.
     pub(super) fn is_ready(&self) -> bool {
-        !self.out && !self.ready.is_empty()
+        let to_read = !self.ready.is_empty() || !self.newcomers.is_empty();
+        to_read && !self.out
     }
 
     /// The bytes of the buffer, while it is out.
@@ -67,6 +82,10 @@ impl Direct {
     /// Whose turn it is, in this round.
     fn next(&mut self) -> Option<Token> {
         if self.out || self.left == 0 { None } else { self.ready.pop_front() }
+    }
+
+    fn next_newcomer(&mut self) -> Option<Token> {
+        if self.out || self.newcomers_left == 0 { None } else { self.newcomers.pop_front() }
     }
 
     /// Who has waited longest, while the buffer is out: the caller keeps it, and may have room in the ring's.
@@ -86,39 +105,60 @@ impl Direct {
 impl Uring {
     /// One read of the stream whose turn it is.
     pub(super) fn read_directly(&mut self) -> Option<Event> {
-        while let Some(token) = self.direct.next() {
-            let Some(slot) = self.slots.get_mut(token) else { continue };
-            let held = slot.paused && slot.send_error.is_none();
-            if slot.closing || slot.dead || held {
-                // Resuming starts it again.
-                slot.starved = false;
-                continue;
-            }
-            match self.direct.read(&slot.fd) {
-                Ok(0) => {
-                    slot.starved = false;
-                    let error = slot.send_error.take();
-                    self.fail(token, error);
-                }
-                Ok(len) if len == BUFFER => {
-                    self.direct.queue(token);
-                    return Some(received(token, len));
-                }
-                Ok(len) => {
-                    // Emptied; what comes next is the ring's to notice.
-                    self.back_to_the_ring(token);
-                    return Some(received(token, len));
-                }
-                Err(Errno::INTR) => self.direct.queue(token),
-                Err(Errno::AGAIN) => self.back_to_the_ring(token),
-                Err(error) => {
-                    slot.starved = false;
-                    let error = slot.send_error.take().unwrap_or_else(|| io::Error::from(error));
-                    self.fail(token, Some(error));
-                }
+        loop {
+            let token = self.direct.next()?;
+            if let Some(event) = self.read_one(token) {
+                return Some(event);
             }
         }
-        None
+    }
+
+    /// The same for the newcomer whose turn it is.
+    pub(super) fn read_newcomer(&mut self) -> Option<Event> {
+        loop {
+            let token = self.direct.next_newcomer()?;
+            if let Some(event) = self.read_one(token) {
+                self.direct.newcomers_left -= 1;
+                return Some(event);
+            }
+        }
+    }
+
+    fn read_one(&mut self, token: Token) -> Option<Event> {
+        let slot = self.slots.get_mut(token)?;
+        let held = slot.paused && slot.send_error.is_none();
+        if slot.closing || slot.dead || held {
+            // Resuming starts it again.
+            slot.starved = false;
+            return None;
+        }
+        match self.direct.read(&slot.fd) {
+            Ok(0) => {
+                slot.starved = false;
+                let error = slot.send_error.take();
+                self.fail(token, error);
+                None
+            }
+            Ok(len) => {
+                if len == BUFFER && !slot.newcomer {
+                    self.direct.queue(token);
+                } else {
+                    // Emptied, mostly; what is there or comes next is the ring's to notice.
+                    self.back_to_the_ring(token);
+                }
+                Some(received(token, len))
+            }
+            Err(Errno::INTR | Errno::AGAIN) => {
+                self.back_to_the_ring(token);
+                None
+            }
+            Err(error) => {
+                slot.starved = false;
+                let error = slot.send_error.take().unwrap_or_else(|| io::Error::from(error));
+                self.fail(token, Some(error));
+                None
+            }
+        }
     }
 
     /// When the buffer has not come back since the last round, the ring's buffers serve: as many streams as it has of them.

@@ -34,6 +34,8 @@ use self::slot::{Kind, NO_SLOT, Op, Slot};
 use super::driver::{Driver, Event, LATER, RecvBuffer, SendBuffer, Token, Waker};
 use super::slab::Slab;
 use super::socket;
+use super::udp::{Batch, CONTROL_LEN, UdpSocket};
+use crate::tun::MAX_READ;
 
 /// Buffers for streams: few and large, so that one receive takes as much as there is. More streams than these are ready wait in the order they came,
 /// and what they receive meanwhile comes in one piece too. Against 16 of 32 KiB that was worth 15 % of a frame's cost with TLS and 40 % without (16
@@ -43,6 +45,8 @@ const STREAM_BUFFERS: (u16, usize) = (2, 256 << 10);
 const SEND_AT_ONCE: usize = 8 << 10;
 /// Buffers for datagrams: an Ethernet frame's worth, with room for the header that the kernel puts before it.
 const DATAGRAM_BUFFERS: (u16, usize) = (64, 4 << 10);
+/// Buffers for datagrams that came together: 64 KiB of them, with room for the header and the control messages that the kernel puts before them.
+const BATCH_BUFFERS: (u16, usize) = (16, (64 << 10) + 512);
 /// Bytes of packet buffers, split by the largest packet.
 const PACKET_MEMORY: usize = 256 << 10;
 /// How long a listener rests when the process is out of descriptors or memory.
@@ -55,6 +59,7 @@ pub struct Uring {
     ring: Ring,
     groups: Vec<BufferGroup>,
     datagram_group: Option<u16>,
+    batch_group: Option<u16>,
     slots: Slab<Slot>,
     /// Datagram sockets and devices whose receiving stopped for want of buffers.
     starved: VecDeque<Token>,
@@ -85,6 +90,7 @@ impl Uring {
             ring,
             groups: vec![streams],
             datagram_group: None,
+            batch_group: None,
             slots: Slab::new(),
             starved: VecDeque::new(),
             direct: Direct::new(),
@@ -146,7 +152,12 @@ impl Uring {
     }
 
     fn add(&mut self, fd: OwnedFd, kind: Kind, message: Option<Box<libc::msghdr>>) -> io::Result<Token> {
-        let token = self.slots.insert(Slot::new(fd, kind, message));
+        self.add_slot(Slot::new(fd, kind, message))
+    }
+
+    fn add_slot(&mut self, slot: Slot) -> io::Result<Token> {
+        let kind = slot.kind;
+        let token = self.slots.insert(slot);
         let outcome =
             if kind == Kind::Connecting { self.poll(token, libc::POLLOUT) } else { self.receive(token) };
         if let Err(error) = outcome {
@@ -169,6 +180,7 @@ impl Uring {
             Kind::Listener => {
                 opcode::AcceptMulti::new(fd).flags(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC).build()
             }
+            Kind::Stream if slot.newcomer => return self.poll(token, libc::POLLIN),
             Kind::Stream => opcode::RecvMulti::new(fd, 0).build(),
             Kind::Datagram { group } => match &slot.message {
                 Some(message) => opcode::RecvMsgMulti::new(fd, &raw const **message, group).build(),
@@ -279,36 +291,56 @@ impl Driver for Uring {
         self.add(socket, Kind::Stream, None)
     }
 
+    fn newcomer(&mut self, socket: OwnedFd) -> io::Result<Token> {
+        socket::prepare_stream(&socket)?;
+        self.add_slot(Slot { newcomer: true, ..Slot::new(socket, Kind::Stream, None) })
+    }
+
+    fn welcome(&mut self, token: Token) {
+        // What is under way for it, a poll or a turn, leads it to the ring.
+        if let Some(slot) = self.slots.get_mut(token) {
+            slot.newcomer = false;
+        }
+    }
+
     fn connect(&mut self, address: SocketAddr) -> io::Result<Token> {
         let socket = socket::connecting(address)?;
         socket::prepare_stream(&socket)?;
         self.add(socket, Kind::Connecting, None)
     }
 
-    #[expect(unsafe_code, reason = "msghdr has private padding on some targets")]
     fn datagram(&mut self, socket: OwnedFd) -> io::Result<Token> {
-        let group = if let Some(group) = self.datagram_group {
-            group
-        } else {
-            let (count, size) = DATAGRAM_BUFFERS;
-            self.new_group(count, size)?
+        let group = match self.datagram_group {
+            Some(group) => group,
+            None => self.new_group(DATAGRAM_BUFFERS.0, DATAGRAM_BUFFERS.1)?,
         };
         self.datagram_group = Some(group);
-        // SAFETY: msghdr is plain data for which all zeros (no name, no vectors) is a valid value.
-        let mut message: Box<libc::msghdr> = Box::new(unsafe { std::mem::zeroed() });
-        message.msg_namelen = size_of::<libc::sockaddr_storage>() as u32;
-        self.add(socket, Kind::Datagram { group }, Some(message))
+        self.add(socket, Kind::Datagram { group }, Some(Box::new(message(0))))
+    }
+
+    fn udp(&mut self, socket: UdpSocket) -> io::Result<Token> {
+        let group = match self.batch_group {
+            Some(group) => group,
+            None => self.new_group(BATCH_BUFFERS.0, BATCH_BUFFERS.1)?,
+        };
+        self.batch_group = Some(group);
+        let UdpSocket { descriptor, state } = socket;
+        let token = self.add(descriptor, Kind::Datagram { group }, Some(Box::new(message(CONTROL_LEN))))?;
+        if let Some(slot) = self.slots.get_mut(token) {
+            slot.udp = Some(Box::new(state));
+        }
+        Ok(token)
     }
 
     fn packets(&mut self, device: OwnedFd, max_packet: usize) -> io::Result<Token> {
         let size = max_packet.next_multiple_of(64);
-        if max_packet == 0 || max_packet > 64 << 10 {
+        if max_packet == 0 || max_packet > MAX_READ {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "packets are limited to 64 KiB"));
         }
         let count = (PACKET_MEMORY / size).clamp(4, 128) + 1;
         let count = (count.next_power_of_two() / 2) as u16;
         let group = match self.groups.iter().find(|group| group.size() == size && group.id() > 0) {
-            Some(group) if Some(group.id()) != self.datagram_group => group.id(),
+            Some(group) if ![self.datagram_group, self.batch_group].contains(&Some(group.id())) => group.id(),
             _ => self.new_group(count, size)?,
         };
         self.add(device, Kind::Packets { group, max: max_packet as u32 }, None)
@@ -356,6 +388,13 @@ impl Driver for Uring {
     fn send_to(&mut self, token: Token, to: SocketAddr, datagram: &[u8]) -> io::Result<bool> {
         let Some(slot) = self.live(token) else { return Ok(false) };
         socket::send_to(&slot.fd, to, datagram)
+    }
+
+    fn send_batch(&mut self, token: Token, batch: &Batch<'_>) -> io::Result<usize> {
+        match self.slots.get_mut(token) {
+            Some(Slot { fd, udp: Some(udp), closing: false, .. }) => udp.send(fd, batch),
+            _ => Ok(0),
+        }
     }
 
     fn write_packet(&mut self, token: Token, packet: &[u8]) -> io::Result<bool> {
@@ -452,13 +491,15 @@ impl Driver for Uring {
             let event = event.or_else(|| {
                 self.later_left = self.later_left.checked_sub(1)?;
                 self.later.pop_front()
-            })?;
+            });
+            let event = event.or_else(|| self.read_newcomer())?;
             let token = match &event {
                 Event::Woken => return Some(event),
                 Event::Accepted { listener, .. } => *listener,
                 Event::Connected { token }
                 | Event::Received { token, .. }
                 | Event::Datagram { token, .. }
+                | Event::Datagrams { token, .. }
                 | Event::Packet { token, .. }
                 | Event::Sent { token, .. }
                 | Event::Closed { token, .. } => *token,
@@ -472,6 +513,7 @@ impl Driver for Uring {
             // The caller has closed it since.
             if let Event::Received { buffer, .. }
             | Event::Datagram { buffer, .. }
+            | Event::Datagrams { buffer, .. }
             | Event::Packet { buffer, .. } = event
             {
                 self.recycle(buffer);
@@ -502,6 +544,16 @@ impl Driver for Uring {
     fn name(&self) -> &'static str {
         "io_uring"
     }
+}
+
+/// What a receive of datagrams refers to: where they come from, and `control` bytes of control messages.
+#[expect(unsafe_code, reason = "msghdr has private padding on some targets")]
+fn message(control: usize) -> libc::msghdr {
+    // SAFETY: msghdr is plain data for which all zeros (no name, no vectors) is a valid value.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_namelen = size_of::<libc::sockaddr_storage>() as u32;
+    message.msg_controllen = control as _;
+    message
 }
 
 impl Drop for Uring {

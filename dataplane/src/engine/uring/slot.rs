@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use crate::engine::driver::{SendBuffer, Token};
+use crate::engine::udp::Udp;
 
 /// One descriptor and what the kernel does with it.
 #[derive(Debug)]
@@ -14,7 +15,10 @@ pub(super) struct Slot {
     pub(super) operations: u32,
     pub(super) receiving: bool,
     pub(super) polling: bool,
+    /// In a queue for its turn to be read, not in the ring.
     pub(super) starved: bool,
+    /// Not welcome yet.
+    pub(super) newcomer: bool,
     pub(super) paused: bool,
     pub(super) shutdown: bool,
     /// [`Event::Closed`](crate::engine::driver::Event::Closed) is among the known events.
@@ -25,6 +29,8 @@ pub(super) struct Slot {
     pub(super) send_error: Option<io::Error>,
     /// What a datagram's receive operation refers to.
     pub(super) message: Option<Box<libc::msghdr>>,
+    /// Of a socket of the data path.
+    pub(super) udp: Option<Box<Udp>>,
 }
 
 /// What a descriptor is.
@@ -77,6 +83,7 @@ impl Slot {
             receiving: false,
             polling: false,
             starved: false,
+            newcomer: false,
             paused: false,
             shutdown: false,
             dead: false,
@@ -84,6 +91,7 @@ impl Slot {
             sending: None,
             send_error: None,
             message,
+            udp: None,
         }
     }
 }

@@ -64,7 +64,7 @@ impl<D: Driver> Shell<D> {
             Ok(connection) => connection,
             Err(error) => return tracing::error!(%error, "cannot serve a connection"),
         };
-        let token = match self.driver.stream(socket) {
+        let token = match self.driver.newcomer(socket) {
             Ok(token) => token,
             Err(error) => return tracing::warn!(%error, "an accepted connection cannot be used"),
         };

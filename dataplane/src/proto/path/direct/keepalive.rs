@@ -5,7 +5,7 @@
 //! ```
 //!
 //! A path that went down after an idle time and works again as soon as it is punched was forgotten by a NAT: from then on it is touched after
-//! three quarters of that time at the latest ([`Lifetime`]).
+//! three quarters of that time at the latest (`Lifetime`).
 
 use std::time::Duration;
 
