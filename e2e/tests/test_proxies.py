@@ -31,7 +31,7 @@ PER_ADDRESS = 3
 LIMITS = {"max_unauthenticated_per_address": PER_ADDRESS, "handshake_timeout_s": 60}
 
 NGINX = """
-daemon off; pid {dir}/nginx.pid; error_log {dir}/error.log; worker_processes 1; user root;
+daemon off; master_process off; pid {dir}/nginx.pid; error_log {dir}/error.log; worker_processes 1; user root;
 events {{ worker_connections 256; }}
 http {{
   access_log off; client_body_temp_path {dir}; proxy_temp_path {dir}; fastcgi_temp_path {dir}; uwsgi_temp_path {dir}; scgi_temp_path {dir};
