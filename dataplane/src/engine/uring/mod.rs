@@ -1,7 +1,7 @@
 //! The driver on io_uring: the default.
 //!
 //! Each descriptor has at most one receiving operation (multishot: it goes on until it is cancelled or runs out of buffers) and at most one send.
-//! Received bytes land in `buffers` that the kernel picks; 512 KiB of them are in flight at most, which was worth a third of a frame's
+//! Received bytes land in `buffers` that the kernel picks, or are read in turns (`direct`); 512 KiB of streams' bytes are in flight at most, which was worth a third of a frame's
 //! cost at 64 busy pairs (864 to 610 ns, 2 vCPU Sapphire Rapids guest, Linux 6.18). One system call submits what was asked for and waits;
 //! large output does not wait for it.
 //!
@@ -37,8 +37,8 @@ use super::socket;
 use super::udp::{Batch, CONTROL_LEN, UdpSocket};
 use crate::tun::MAX_READ;
 
-/// Buffers for streams: few and large, so that one receive takes as much as there is. More streams than these are ready wait in the order they came,
-/// and what they receive meanwhile comes in one piece too. Against 16 of 32 KiB that was worth 15 % of a frame's cost with TLS and 40 % without (16
+/// Buffers for streams: few and large, so that one receive takes as much as there is. More streams than these are read
+/// in turns (`direct`), and what they receive meanwhile comes in one piece too. Against 16 of 32 KiB that was worth 15 % of a frame's cost with TLS and 40 % without (16
 /// busy pairs); incremental buffers, which never run out, gave it all back.
 const STREAM_BUFFERS: (u16, usize) = (2, 256 << 10);
 /// Buffers from this on are sent by a system call of their own, at once: they are still in the cache, and the next one can use their memory.

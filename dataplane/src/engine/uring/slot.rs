@@ -21,7 +21,7 @@ pub(super) struct Slot {
     pub(super) newcomer: bool,
     pub(super) paused: bool,
     pub(super) shutdown: bool,
-    /// [`Event::Closed`](crate::engine::driver::Event::Closed) is among the known events.
+    /// [`Event::Closed`](crate::engine::driver::Event::Closed) waits to be reported.
     pub(super) dead: bool,
     /// Dead to the outside; waits for its operations.
     pub(super) closing: bool,
