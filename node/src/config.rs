@@ -16,7 +16,7 @@ use meshdp::proto::wire::control::node::AdvertisedRoute;
 
 use crate::args::Overrides;
 use crate::control::url::ControllerUrl;
-use file::{ConfigFile, LogFormat};
+use file::{Cipher, ConfigFile, LogFormat};
 
 /// The interface unless one is named.
 pub(crate) const DEFAULT_INTERFACE: &str = "edge0";
@@ -44,6 +44,8 @@ pub(crate) struct Settings {
     pub(crate) advertise_routes: Vec<AdvertisedRoute>,
     /// Whether the system's routing table gets the subnets of others.
     pub(crate) accept_routes: bool,
+    /// Which ciphers sessions may use.
+    pub(crate) cipher: Cipher,
     /// Overrides the operator's interval between LATENCY_REPORTs.
     pub(crate) latency_report: Option<Duration>,
     /// Filter of the log, in `tracing` syntax.
@@ -184,6 +186,7 @@ fn merge(overrides: &Overrides, file: ConfigFile) -> anyhow::Result<Settings> {
         mtu,
         advertise_routes,
         accept_routes: overrides.accept_routes.or(file.accept_routes).unwrap_or(true),
+        cipher: file.cipher.unwrap_or_default(),
         latency_report: file.relay.latency_report_interval_seconds.map(Duration::from_secs),
         log_level: overrides.log.clone().or(file.log.level).unwrap_or_else(|| "info".to_owned()),
         log_format: overrides.log_format.or(file.log.format).unwrap_or_default(),
@@ -265,6 +268,17 @@ mod tests {
         assert!(!settings.accept_routes);
         assert_eq!(settings.log_level, "info");
         assert_eq!(settings.controller.url.path(), "/ws/control");
+    }
+
+    #[test]
+    fn ciphers_are_left_to_the_machine_unless_the_file_names_one() {
+        let cipher = |text: &str| {
+            let file = meshdp::config::parse(Path::new("node.toml"), text)?;
+            anyhow::Ok(merge(&overrides(), file)?.cipher)
+        };
+        assert_eq!(cipher("").unwrap(), Cipher::Auto);
+        assert_eq!(cipher("cipher = \"chacha20-poly1305\"\n").unwrap(), Cipher::ChaCha20Poly1305);
+        assert!(cipher("cipher = \"none\"\n").unwrap_err().to_string().contains("cipher"));
     }
 
     #[test]
