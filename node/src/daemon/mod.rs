@@ -393,6 +393,9 @@ impl Daemon {
                 let mut view = self.shared.view.borrow_mut();
                 view.memberships = answer.nodes;
                 if answer.state == AuthState::Authorised {
+                    // What changed while it was away.
+                    let endpoints = Some(view.endpoints().to_vec());
+                    self.ask(NodeUpdate { endpoints, ..NodeUpdate::default() });
                     tracing::info!(controller = %self.shared.settings.controller.url, "signed in");
                     view.controller(ControllerState::Connected, None);
                 }

@@ -45,6 +45,11 @@ impl View {
         self.nat = nat;
     }
 
+    /// The same, best first.
+    pub(crate) fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+
     /// Notes a new state of the control link.
     pub(crate) fn controller(&mut self, state: ControllerState, message: Option<String>) {
         if self.state != state {
