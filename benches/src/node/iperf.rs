@@ -15,6 +15,9 @@ const PORT: &str = ":1451 ";
 /// Until the server listens.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Seconds that a client may take beside those it sends for.
+const GRACE: u32 = 10;
+
 /// What arrived.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Transfer {
@@ -66,9 +69,9 @@ pub(super) fn transfer(
     manner: Manner,
 ) -> anyhow::Result<Transfer> {
     let seconds = manner.seconds;
-    let mut command = Place::A.command("iperf3");
-    let limit = (seconds * 1000 + 10_000).to_string();
-    command.args(["--json", "--connect-timeout", "3000", "--rcv-timeout", &limit]);
+    // A stream that comes to a halt would keep it waiting for ever.
+    let mut command = Place::A.command("timeout");
+    command.args([&(seconds + GRACE).to_string(), "iperf3", "--json", "--connect-timeout", "3000"]);
     command.args(["--client", &address.to_string(), "--time", &seconds.to_string()]);
     command.args(["--parallel", &streams.to_string()]);
     if back {
