@@ -89,7 +89,7 @@ GOTATUN := 0.10.2
 NODE_RIVALS := target/rivals/boringtun/.$(BORINGTUN) target/rivals/gotatun/.$(GOTATUN) \
   $(if $(shell command -v go),target/rivals/wireguard-go/.$(WIREGUARD_GO) target/rivals/wireguard-go-tailscale/.$(TAILSCALE_GO),no-go)
 
-bench-node: toolchain venv $(NODE_RIVALS) ## the node beside wireguard-go, Tailscale's fork of it, boringtun and gotatun; writes target/bench/node.json
+bench-node: toolchain wheel $(NODE_RIVALS) ## the node beside wireguard-go, Tailscale's fork of it, boringtun and gotatun; writes target/bench/node.json
 	@scripts/need iproute2:ip iputils-ping:ping iperf3:iperf3 ethtool:ethtool
 	cargo build --quiet --release -p edgelink-bench -p edgelink-relay -p edgelink
 	target/release/edgelink-bench node
@@ -102,15 +102,17 @@ target/rivals/gotatun/.$(GOTATUN): | toolchain
 	CARGO_PROFILE_RELEASE_LTO=thin CARGO_TARGET_DIR=target/rivals/build cargo install --quiet --force --locked --root $(@D) gotatun-cli@$(GOTATUN)
 	@touch $@
 
-# By the toolchain that is there; where modules come from is the environment's matter.
+# By the toolchain that is there; where modules come from is the environment's matter. One that is too old leaves them out.
 target/rivals/wireguard-go/.$(WIREGUARD_GO):
-	GOTOOLCHAIN=local CGO_ENABLED=0 GOBIN=$(CURDIR)/$(@D)/bin go install golang.zx2c4.com/wireguard@$(WIREGUARD_GO)
-	@mv $(@D)/bin/wireguard $(@D)/bin/wireguard-go && touch $@
+	@mkdir -p $(@D)/bin
+	GOTOOLCHAIN=local CGO_ENABLED=0 GOBIN=$(CURDIR)/$(@D)/bin go install golang.zx2c4.com/wireguard@$(WIREGUARD_GO) \
+	  && mv $(@D)/bin/wireguard $(@D)/bin/wireguard-go && touch $@ || echo "wireguard-go is left out" >&2
 
-# The version that tailscale.com v1.104.5 names.
+# The version that tailscale.com v1.104.5, the newest, names.
 target/rivals/wireguard-go-tailscale/.$(TAILSCALE_GO):
-	GOTOOLCHAIN=local CGO_ENABLED=0 GOBIN=$(CURDIR)/$(@D)/bin go install github.com/tailscale/wireguard-go@$(TAILSCALE_GO)
-	@touch $@
+	@mkdir -p $(@D)/bin
+	GOTOOLCHAIN=local CGO_ENABLED=0 GOBIN=$(CURDIR)/$(@D)/bin go install github.com/tailscale/wireguard-go@$(TAILSCALE_GO) \
+	  && touch $@ || echo "Tailscale's wireguard-go is left out" >&2
 
 no-go:
 	@echo "no Go toolchain here: wireguard-go and Tailscale's wireguard-go are left out"

@@ -11,7 +11,9 @@ use super::lab::{Lab, Place, run};
 use super::measure::Manner;
 
 /// iperf3's port, in hexadecimal as `/proc/net/tcp` has it: 5201.
-const PORT: &str = ":1451 ";
+const PORT: &str = ":1451";
+/// The state LISTEN in that file.
+const LISTEN: &str = "0A";
 /// Until the server listens.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -56,7 +58,7 @@ pub(super) fn server(lab: &Lab, pinned: bool) -> anyhow::Result<Daemon> {
     server.wait_for("iperf3's server listens", PATIENCE, || {
         let tables = [4, 6].map(|version| format!("/proc/net/tcp{}", if version == 4 { "" } else { "6" }));
         let listed = run(Place::B.command("cat").args(tables))?;
-        Ok(listed.contains(PORT).then_some(()))
+        Ok(is_listening(&listed).then_some(()))
     })?;
     Ok(server)
 }
@@ -83,6 +85,14 @@ pub(super) fn transfer(
     let output = command.output().context("cannot run iperf3")?;
     parse(&String::from_utf8_lossy(&output.stdout))
         .with_context(|| format!("iperf3 ({})", String::from_utf8_lossy(&output.stderr).trim()))
+}
+
+/// Whether `/proc/net/tcp` has a socket that waits for clients at [`PORT`], and not one of an earlier connection.
+fn is_listening(table: &str) -> bool {
+    table.lines().any(|line| {
+        let mut fields = line.split_ascii_whitespace().skip(1);
+        fields.next().is_some_and(|local| local.ends_with(PORT)) && fields.nth(1) == Some(LISTEN)
+    })
 }
 
 fn parse(text: &str) -> anyhow::Result<Transfer> {
@@ -114,6 +124,15 @@ mod tests {
             transfer,
             Transfer { bits_per_second: 6_300_000_000.25, bytes: 790_000_000.0, retransmits: 7 }
         );
+    }
+
+    #[test]
+    fn a_connection_that_is_over_does_not_listen() {
+        let over = "  sl  local_address rem_address   st tx_queue rx_queue\n   0: 020200C0:1451 010200C0:9A3E 06 00000000:00000000\n";
+        assert!(!is_listening(over));
+        let listens = "   1: 00000000000000000000000000000000:1451 00000000000000000000000000000000:0000 0A 00000000:00000000\n";
+        assert!(is_listening(&format!("{over}{listens}")));
+        assert!(!is_listening(""));
     }
 
     #[test]

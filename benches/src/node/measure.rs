@@ -92,11 +92,19 @@ fn streams(
     streams: u32,
     manner: Manner,
 ) -> anyhow::Result<(Sample, Option<Sample>)> {
-    let _server = iperf::server(lab, manner.pinned)?;
+    let server = iperf::server(lab, manner.pinned)?;
     let watch = Watch::start(pair)?;
     let mut directions = Vec::new();
     for back in [false, true] {
-        directions.push(iperf::transfer(address, streams, back, manner)?);
+        let transfer = iperf::transfer(address, streams, back, manner);
+        let said = || {
+            format!(
+                "{streams} streams{}; the server said: {}",
+                if back { ", back" } else { "" },
+                server.said()
+            )
+        };
+        directions.push(transfer.with_context(said)?);
     }
     let (sample, cpu) = watch.stop()?;
     let speeds: Vec<_> = directions.iter().map(|one| one.bits_per_second / GIGA).collect();

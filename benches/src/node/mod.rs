@@ -1,7 +1,7 @@
 //! `edgelink-bench node`: what a tunnel between two nodes carries and costs, beside user-space implementations of WireGuard in the same run.
 //!
 //! Two network namespaces joined by a veth pair ([`lab`]), a daemon on a core each ([`daemon`], [`contender`]); controller and relay of ours stand in a
-//! third one ([`mesh`]). In every round each scene of [`row`] is set up in turn, and in it every contender, freshly started, is measured ([`measure`]) by
+//! third one ([`mesh`]). In every round each scene of [`row`] is set up in turn, and in it every contender, freshly started, is measured ([`mod@measure`]) by
 //! iperf3 ([`iperf`]), by datagrams of our own ([`packets`]) and by ping ([`ping`]). Reported is the median over rounds, with least and most.
 //!
 //! All of it happens in namespaces of processes, mounts and networks of its own, which this program starts itself in ([`run`]): when it ends, whatever
