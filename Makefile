@@ -13,7 +13,7 @@ help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 demo: build ## a whole private network in namespaces: controller, two relays, three nodes (KEEP=1 leaves it running)
-	@scripts/need iproute2:ip iputils-ping:ping iperf3:iperf3 curl:curl
+	@scripts/need iproute2:ip iputils-ping:ping iperf3:iperf3 curl:curl nftables:nft
 	@$(PY) -m e2e.demo --bin $(BIN) $(if $(KEEP),--keep)
 
 test: build test-rust test-python test-e2e ## every test
@@ -26,7 +26,7 @@ test-python: wheel ## the wheel, the controller, edgelink-ctl
 	cd controller-py && ../$(PY) -m pytest -q
 
 test-e2e: build ## real binaries in network namespaces
-	@scripts/need iproute2:ip iputils-ping:ping iperf3:iperf3 curl:curl nginx:nginx haproxy:haproxy caddy:caddy nftables:nft coturn:turnutils_natdiscovery prometheus:promtool systemd:systemd-analyze openssl:openssl
+	@scripts/need iproute2:ip iputils-ping:ping iperf3:iperf3 curl:curl nginx:nginx haproxy:haproxy caddy:caddy nftables:nft coturn:turnutils_natdiscovery prometheus:promtool systemd:systemd-analyze openssl:openssl conntrack:conntrack
 	$(PY) -m pytest -q e2e/tests --bin $(BIN)
 
 soak: toolchain ## everything at once against three relays for ten minutes (SOAK_SECONDS=60, SEED=… to repeat), then what else takes long
