@@ -1,5 +1,7 @@
-//! The network: namespaces `a` and `b` with one veth pair between them, the wire; and `hub`, where controller and relay are, which both reach by a veth of
-//! their own. `hub` forwards nothing, so that what `a` and `b` say to each other takes the wire, or a program in `hub` that passes it on.
+//! The network: two namespaces with a wire between them, and a third one for controller and relay.
+//!
+//! `a` and `b` are joined by one veth pair, the wire; both reach `hub` by a veth of their own. `hub` forwards nothing, so that what `a` and `b` say to each
+//! other takes the wire, or a program in `hub` that passes it on.
 //!
 //! All addresses are for documentation (RFC 5737). The caller runs in namespaces of processes, mounts and networks of its own ([`super::inside`]):
 //! what is made here ends with it.
