@@ -304,6 +304,9 @@ impl Bench {
         for index in 0..self.contenders.len() {
             let contender = &self.contenders[index];
             let name = contender.name;
+            if !contender.is_ours() && !Scene::Idle.has_rival(name) {
+                continue;
+            }
             let started = match contender.idle(&self.lab, PEERS) {
                 Ok(None) => self
                     .mesh

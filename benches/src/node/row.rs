@@ -1,6 +1,6 @@
 //! The rows of the table, word for word as the goals have them, and what has to be measured for each.
 
-use super::contender::{Cipher, Setting, Way};
+use super::contender::{Cipher, ONE_THREAD, Setting, Way};
 use super::lab::{ETHERNET, Wire};
 use crate::report::Better;
 
@@ -161,7 +161,8 @@ impl Scene {
     /// are not measured on another one.
     pub(super) fn has_rival(self, name: &str) -> bool {
         match self {
-            Self::Direct | Self::Idle => true,
+            Self::Direct => true,
+            Self::Idle => name != ONE_THREAD,
             Self::NoOffload => name.starts_with("wireguard-go"),
             Self::Jumbo => name == "wireguard-go-tailscale",
             Self::ChaCha | Self::Relay => false,
