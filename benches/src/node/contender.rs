@@ -18,6 +18,8 @@ pub(super) const OURS: &str = "edgelink";
 pub(super) const ONE_THREAD: &str = "boringtun-1-thread";
 /// From start until a daemon takes its configuration, and until a ping comes back.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A mistake of this program's.
+const NO_MESH: &str = "there is no controller";
 /// WireGuard's usual port.
 const PORT: u16 = 51820;
 
@@ -54,13 +56,16 @@ pub(super) struct Contender {
 }
 
 enum Kind {
-    Edgelink,
+    Edgelink { binary: PathBuf },
     WireGuard { binary: PathBuf, arguments: &'static [&'static str] },
 }
 
-/// Ours first. Rivals that were not built are left out, and said so.
-pub(super) fn all(rivals: &Path) -> anyhow::Result<Vec<Contender>> {
-    let mut all = vec![Contender { name: OURS, kind: Kind::Edgelink }];
+/// Ours first, from the folder `binaries`, then perhaps another build of it. Rivals that were not built are left out, and said so.
+pub(super) fn all(binaries: &Path, other: Option<&Path>, rivals: &Path) -> anyhow::Result<Vec<Contender>> {
+    let edgelink =
+        |name, folder: &Path| Contender { name, kind: Kind::Edgelink { binary: folder.join("edgelink") } };
+    let mut all = vec![edgelink(OURS, binaries)];
+    all.extend(other.map(|folder| edgelink("edgelink-other", folder)));
     let known: [(_, _, &[_]); 5] = [
         ("wireguard-go-tailscale", "wireguard-go-tailscale/bin/wireguard-go", &["--foreground"]),
         ("wireguard-go", "wireguard-go/bin/wireguard-go", &["--foreground"]),
@@ -94,18 +99,23 @@ pub(super) fn all(rivals: &Path) -> anyhow::Result<Vec<Contender>> {
 
 impl Contender {
     /// Whether that is us.
-    pub(super) const fn is_ours(&self) -> bool {
-        matches!(self.kind, Kind::Edgelink)
+    pub(super) fn is_ours(&self) -> bool {
+        self.name == OURS
+    }
+
+    /// Whether it is our node, this build or another.
+    pub(super) const fn is_edgelink(&self) -> bool {
+        matches!(self.kind, Kind::Edgelink { .. })
     }
 
     /// Starts both ends, each on its core, and waits until packets go through.
     pub(super) fn start(&self, lab: &Lab, mesh: Option<&Mesh>, setting: Setting) -> anyhow::Result<Pair> {
         let mut pair = match &self.kind {
-            Kind::Edgelink => mesh.context("there is no controller")?.pair(lab, setting)?,
+            Kind::Edgelink { binary } => mesh.context(NO_MESH)?.pair(lab, binary, setting)?,
             Kind::WireGuard { binary, arguments } => self.tunnel(lab, binary, arguments, setting.mtu)?,
         };
         pair.wait_until_it_pings(PATIENCE)?;
-        if let (Kind::Edgelink, Some(mesh)) = (&self.kind, mesh) {
+        if let (true, Some(mesh)) = (self.is_edgelink(), mesh) {
             mesh.wait_for_path(&mut pair, setting)?;
         }
         Ok(pair)
@@ -136,9 +146,12 @@ impl Contender {
         Daemon::start(command, place.core(), lab.folder.join(format!("{}-{}.log", self.name, place.name())))
     }
 
-    /// One end in `a`, idle, with so many peers that never say anything; ours has other means ([`Mesh::idle`]).
-    pub(super) fn idle(&self, lab: &Lab, peers: u32) -> anyhow::Result<Option<Daemon>> {
-        let Kind::WireGuard { binary, arguments } = &self.kind else { return Ok(None) };
+    /// One end in `a`, idle, with so many peers that never say anything.
+    pub(super) fn idle(&self, lab: &Lab, mesh: Option<&Mesh>, peers: u32) -> anyhow::Result<Daemon> {
+        let (binary, arguments) = match &self.kind {
+            Kind::Edgelink { binary } => return mesh.context(NO_MESH)?.idle(lab, binary, peers),
+            Kind::WireGuard { binary, arguments } => (binary, arguments),
+        };
         let mut daemon = self.daemon(lab, Place::A, binary, arguments)?;
         let peer = |number: u32| {
             let [_, _, high, low] = number.to_be_bytes();
@@ -151,7 +164,7 @@ impl Contender {
         let peers = (0..peers).map(peer).collect::<Result<Vec<_>, _>>()?;
         configure(&mut daemon, Place::A, &key(1)?, &peers)?;
         interface(Place::A, 1420, Ipv4Addr::new(10, 99, 0, 1))?;
-        Ok(Some(daemon))
+        Ok(daemon)
     }
 }
 
@@ -186,8 +199,15 @@ mod tests {
 
     #[test]
     fn without_rivals_there_is_ours() {
-        let all = all(Path::new("/nowhere")).expect("nothing to find");
-        assert!(all.len() == 1 && all[0].is_ours() && all[0].name == OURS);
+        let all = all(Path::new("/somewhere"), None, Path::new("/nowhere")).expect("nothing to find");
+        assert!(all.len() == 1 && all[0].is_ours() && all[0].is_edgelink());
+    }
+
+    #[test]
+    fn another_build_is_not_ours_but_has_all_that_our_node_has() {
+        let all =
+            all(Path::new("/a"), Some(Path::new("/b")), Path::new("/nowhere")).expect("nothing to find");
+        assert!(all.len() == 2 && !all[1].is_ours() && all[1].is_edgelink());
     }
 
     #[test]

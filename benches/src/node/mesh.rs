@@ -116,8 +116,9 @@ impl Mesh {
     }
 
     /// Starts both nodes and waits until they are in the network.
-    pub(super) fn pair(&self, lab: &Lab, setting: Setting) -> anyhow::Result<Pair> {
-        let [mut a, mut b] = [self.node(lab, Place::A, setting)?, self.node(lab, Place::B, setting)?];
+    pub(super) fn pair(&self, lab: &Lab, binary: &Path, setting: Setting) -> anyhow::Result<Pair> {
+        let [mut a, mut b] =
+            [self.node(lab, Place::A, binary, setting)?, self.node(lab, Place::B, binary, setting)?];
         let joined = |place: Place| {
             let status = self.status(place)?;
             let mut addresses = status.memberships.iter().flat_map(|one| &one.addresses);
@@ -165,7 +166,7 @@ impl Mesh {
         Ok(())
     }
 
-    fn node(&self, lab: &Lab, place: Place, setting: Setting) -> anyhow::Result<Daemon> {
+    fn node(&self, lab: &Lab, place: Place, binary: &Path, setting: Setting) -> anyhow::Result<Daemon> {
         let name = place.name();
         let cipher = match setting.cipher {
             Cipher::Aes => "auto",
@@ -181,14 +182,14 @@ impl Mesh {
         });
         let file = self.state.join(format!("{name}.json"));
         fs::write(&file, config.to_string())?;
-        let mut command = place.command(&self.node);
+        let mut command = place.command(program(binary)?);
         command.arg("up").arg("--config").arg(&file).arg("--socket").arg(self.socket(place));
         Daemon::start(command, place.core(), lab.folder.join(format!("edgelink-{name}.log")))
     }
 
     /// A node in `a` that knows so many peers, none of which ever says anything, started from its last configuration: the controller is out of reach, the
     /// relay is not. What a peer is in it is what the controller tells of one that has signed in, with its keys and two endpoints.
-    pub(super) fn idle(&self, lab: &Lab, peers: u32) -> anyhow::Result<Daemon> {
+    pub(super) fn idle(&self, lab: &Lab, binary: &Path, peers: u32) -> anyhow::Result<Daemon> {
         let file = self.state.join("a").join("last-config.json");
         let read = || anyhow::Ok(serde_json::from_slice(&fs::read(&file)?)?);
         let mut kept: Value = read().context("node a has kept no configuration")?;
@@ -200,9 +201,9 @@ impl Mesh {
         fs::write(&file, kept.to_string())?;
 
         let unreachable = format!("{CONTROLLER}/32");
-        ip(&["-n", "a", "route", "add", "unreachable", &unreachable])?;
+        ip(&["-n", "a", "route", "replace", "unreachable", &unreachable])?;
         let setting = Setting { mtu: 1420, cipher: Cipher::Aes, way: Way::Direct };
-        let mut node = self.node(lab, Place::A, setting)?;
+        let mut node = self.node(lab, Place::A, binary, setting)?;
         let knows = || Ok((self.status(Place::A)?.peers.len() == peers as usize).then_some(()));
         node.wait_for("the node knows all peers", SIGN_IN, knows)?;
         Ok(node)

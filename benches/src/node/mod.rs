@@ -71,6 +71,9 @@ pub(crate) struct Options {
     /// Where edgelink and edgelink-relay are; by default beside this program.
     #[arg(long, value_name = "FOLDER")]
     binaries: Option<PathBuf>,
+    /// Another build of edgelink, in this folder, measured beside the first as edgelink-other.
+    #[arg(long, value_name = "FOLDER")]
+    other: Option<PathBuf>,
     /// Where edgelink-controller and edgelink-ctl are.
     #[arg(long, value_name = "FOLDER", default_value = ".venv/bin")]
     scripts: PathBuf,
@@ -158,10 +161,10 @@ fn inside(options: &Options, rows: &[RowSpec]) -> anyhow::Result<()> {
     let folder = PathBuf::from(FOLDER);
     let lab = Lab::new(&folder.join("node-files"))?;
     let contenders = chosen(options)?;
-    let ours = contenders.iter().any(Contender::is_ours);
+    let edgelink = contenders.iter().any(Contender::is_edgelink);
     let mut bench = Bench {
         manner: Manner { seconds: options.seconds, pinned: options.pin_load },
-        mesh: if ours { Some(start_mesh(options, &lab)?) } else { None },
+        mesh: if edgelink { Some(start_mesh(options, &lab)?) } else { None },
         lab,
         contenders,
         samples: BTreeMap::new(),
@@ -182,18 +185,22 @@ fn inside(options: &Options, rows: &[RowSpec]) -> anyhow::Result<()> {
 }
 
 fn start_mesh(options: &Options, lab: &Lab) -> anyhow::Result<Mesh> {
-    let binaries = match &options.binaries {
-        Some(folder) => folder.clone(),
-        None => std::env::current_exe()?.parent().context("this program is nowhere")?.to_owned(),
-    };
-    let programs = Programs { binaries, scripts: options.scripts.clone() };
+    let programs = Programs { binaries: binaries(options)?, scripts: options.scripts.clone() };
     eprintln!("starting controller and relay");
     Mesh::start(lab, &programs, Path::new("/run/edgelink-bench"))
 }
 
+/// Where our programs are.
+fn binaries(options: &Options) -> anyhow::Result<PathBuf> {
+    match &options.binaries {
+        Some(folder) => Ok(folder.clone()),
+        None => Ok(std::env::current_exe()?.parent().context("this program is nowhere")?.to_owned()),
+    }
+}
+
 /// Those that the command line asks for.
 fn chosen(options: &Options) -> anyhow::Result<Vec<Contender>> {
-    let all = contender::all(&options.rivals)?;
+    let all = contender::all(&binaries(options)?, options.other.as_deref(), &options.rivals)?;
     let names: Vec<_> = all.iter().map(|one| one.name).collect();
     if let Some(name) = options.contenders.iter().find(|name| !names.contains(&name.as_str())) {
         bail!("no contender is called {name}; there are {}", names.join(", "));
@@ -252,7 +259,7 @@ impl Bench {
         for index in 0..self.contenders.len() {
             let contender = &self.contenders[index];
             let name = contender.name;
-            if !contender.is_ours() && !scene.has_rival(name) || self.has_given_up(scene, name) {
+            if !contender.is_edgelink() && !scene.has_rival(name) || self.has_given_up(scene, name) {
                 continue;
             }
             let result = contender
@@ -304,18 +311,10 @@ impl Bench {
         for index in 0..self.contenders.len() {
             let contender = &self.contenders[index];
             let name = contender.name;
-            if !contender.is_ours() && !Scene::Idle.has_rival(name) {
+            if !contender.is_edgelink() && !Scene::Idle.has_rival(name) {
                 continue;
             }
-            let started = match contender.idle(&self.lab, PEERS) {
-                Ok(None) => self
-                    .mesh
-                    .as_ref()
-                    .context("there is no controller")
-                    .and_then(|mesh| mesh.idle(&self.lab, PEERS)),
-                Ok(Some(daemon)) => Ok(daemon),
-                Err(error) => Err(error),
-            };
+            let started = contender.idle(&self.lab, self.mesh.as_ref(), PEERS);
             let result = started.and_then(|mut daemon| {
                 thread::sleep(SETTLED);
                 daemon.check()?;
@@ -371,7 +370,7 @@ impl Bench {
             .contenders
             .iter()
             .filter_map(|one| {
-                let scene = if one.is_ours() { spec.scene } else { spec.scene.of_rivals() };
+                let scene = if one.is_edgelink() { spec.scene } else { spec.scene.of_rivals() };
                 of(scene, one.name, one.is_ours())
             })
             .collect();
