@@ -7,11 +7,12 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use meshdp::packet::offload::vnet::{Gso, GsoKind, PartialChecksum};
 use meshdp::packet::offload::{Coalescer, Fill, Format, VnetHeader};
+use meshdp::proto::crypto::kem::KemKey;
 use meshdp::proto::crypto::keys::{MachineKey, NodeKey};
 use meshdp::proto::drop_reason::DropReason;
 use meshdp::proto::id::{NetworkId, NodeId, RelayId};
@@ -89,7 +90,8 @@ fn machine(n: u8) -> MachineKey {
 }
 
 fn node_key(n: u8) -> NodeKey {
-    NodeKey::from_private([n; 32]).unwrap()
+    static KEM: LazyLock<KemKey> = LazyLock::new(|| KemKey::generate().unwrap());
+    NodeKey::from_private([n; 32]).unwrap().with_kem(KEM.clone())
 }
 
 fn config(own: u8, other: u8) -> Config {
@@ -97,7 +99,7 @@ fn config(own: u8, other: u8) -> Config {
         node_id: NodeId(other.into()),
         name: "other".into(),
         machine_key: machine(other).public(),
-        node_key: Some(machine(other).sign_node_key(node_key(other).public(), 1)),
+        node_key: Some(machine(other).sign_node_key(&node_key(other), 1)),
         addresses: vec![[10, 0, 0, other].into()],
         online: true,
         relays: vec![RELAY],

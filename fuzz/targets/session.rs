@@ -61,7 +61,7 @@ fn alter(from: &mut Session, to: &mut Session, position: u16, change: u8, packet
 }
 
 fn ends(cipher: Cipher) -> [Session; 2] {
-    let keys = |send, receive| SessionKeys { cipher, send: [send; 32].into(), receive: [receive; 32].into() };
+    let keys = |send, receive| SessionKeys { cipher, post_quantum: false, send: [send; 32].into(), receive: [receive; 32].into() };
     let session = |role, local, remote, keys: &SessionKeys| {
         Session::new(role, SessionIndex(local), SessionIndex(remote), keys, (1, 2), Instant::ZERO)
     };

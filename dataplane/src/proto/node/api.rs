@@ -259,6 +259,8 @@ pub enum Untrusted {
     NodeKeySignature,
     /// The machine_key is another one than was pinned for this node id.
     MachineKeyChanged,
+    /// One end publishes a post-quantum key, the other does not.
+    PostQuantumKey,
 }
 
 /// A delta does not fit: ask for everything (NODE_UPDATE `resync`).

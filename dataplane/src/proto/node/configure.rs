@@ -285,11 +285,15 @@ impl Node {
     fn set_keys(&mut self, key: PeerKey, info: &node::Peer, now: Now) {
         let pinned = *self.pins.entry(info.node_id).or_insert(info.machine_key);
         let Some(peer) = self.directory.get_mut(key) else { return };
-        let known = peer.keys.current();
+        let known = peer.keys.current().map(|key| &**key);
         let verdict = match &info.node_key {
             _ if pinned != info.machine_key => Trust::Refused(Untrusted::MachineKeyChanged),
             None => Trust::NoKey,
             Some(new) if known == Some(new) => Trust::Verified,
+            // All or nothing: whoever could strip one end's key would strip the other's.
+            Some(new) if new.kem.is_some() != self.keys.current().kem().is_some() => {
+                Trust::Refused(Untrusted::PostQuantumKey)
+            }
             Some(new) if verify_node_key(&pinned, new).is_err() => {
                 Trust::Refused(Untrusted::NodeKeySignature)
             }

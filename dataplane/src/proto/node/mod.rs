@@ -234,7 +234,7 @@ impl Node {
 
     /// Own node_key with its signature, for AUTH_REQUEST.
     pub fn signed_node_key(&self) -> SignedNodeKey {
-        self.machine.sign_node_key(self.keys.current().public(), self.keys.created())
+        self.machine.sign_node_key(self.keys.current(), self.keys.created())
     }
 
     /// Own identity, to sign the controller's challenge with.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -18,7 +19,6 @@ use crate::proto::session::handshake::ExpectResponse;
 use crate::proto::session::registry::SessionSet;
 use crate::proto::session::rekey::KEEP_NODE_KEY;
 use crate::proto::time::{Instant, UnixTime};
-use crate::proto::wire::control::PublicKey;
 use crate::proto::wire::control::node::{self, SignedNodeKey};
 
 /// Something came that deserves an answer, and none went out for so long: an empty packet says that we are there.
@@ -49,22 +49,22 @@ pub(super) enum Trust {
 /// The node_keys of a peer, verified.
 #[derive(Debug, Default)]
 pub(super) struct PeerKeys {
-    current: Option<(SignedNodeKey, u32)>,
-    previous: Option<(PublicKey, u32, Instant)>,
+    current: Option<(Arc<SignedNodeKey>, u32)>,
+    previous: Option<(Arc<SignedNodeKey>, u32, Instant)>,
 }
 
 impl PeerKeys {
     /// Takes a verified key; true when it replaces another one.
     pub(super) fn set(&mut self, key: SignedNodeKey, now: Instant) -> bool {
         let id = key_id(&key.public);
-        let replaced = self.current.replace((key, id));
+        let replaced = self.current.replace((Arc::new(key), id));
         let Some((replaced, replaced_id)) = replaced.filter(|(_, old)| *old != id) else { return false };
-        self.previous = Some((replaced.public, replaced_id, now + KEEP_NODE_KEY));
+        self.previous = Some((replaced, replaced_id, now + KEEP_NODE_KEY));
         true
     }
 
     /// The present one.
-    pub(super) fn current(&self) -> Option<&SignedNodeKey> {
+    pub(super) fn current(&self) -> Option<&Arc<SignedNodeKey>> {
         self.current.as_ref().map(|(key, _)| key)
     }
 
@@ -74,10 +74,10 @@ impl PeerKeys {
     }
 
     /// The one with this id.
-    pub(super) fn find(&self, id: u32, now: Instant) -> Option<&PublicKey> {
-        let current = self.current.as_ref().filter(|(_, current)| *current == id).map(|(key, _)| &key.public);
+    pub(super) fn find(&self, id: u32, now: Instant) -> Option<&Arc<SignedNodeKey>> {
+        let current = self.current.as_ref().filter(|(_, current)| *current == id).map(|(key, _)| key);
         let previous = self.previous.as_ref().filter(|(_, previous, until)| *previous == id && now < *until);
-        current.or(previous.map(|(public, ..)| public))
+        current.or(previous.map(|(key, ..)| key))
     }
 
     /// Forgets them.

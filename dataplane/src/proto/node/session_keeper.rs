@@ -16,9 +16,10 @@ use crate::proto::drop_reason::DropReason;
 use crate::proto::id::SessionIndex;
 use crate::proto::path::backoff::jitter;
 use crate::proto::routing::table::PeerKey;
-use crate::proto::session::handshake::{self, Ends, HandshakeError};
+use crate::proto::session::handshake::{self, Ends, HandshakeError, Randomness};
 use crate::proto::session::rekey;
 use crate::proto::time::{Instant, Now, UnixTime};
+use crate::proto::wire::control::node::SignedNodeKey;
 use crate::proto::wire::handshake::{SessionInit, SessionResponse};
 
 /// Attempts whose answers are waited for: round trips of up to 4 s.
@@ -65,7 +66,7 @@ impl Node {
             .path()
             .map(Target::from)
             .or_else(|| peer.direct.info().map(|i| Target::Direct(i.place)));
-        let (Some(target), Some(peer_key)) = (target, peer.keys.current()) else { return };
+        let (Some(target), Some(peer_key)) = (target, peer.keys.current().cloned()) else { return };
         // Peers hear of a new key from the controller, which may take longer than the first attempt: without a session that could wait,
         // every other attempt is made with the key that they know.
         let has_session = peer.sessions.sealing(now.instant).is_some();
@@ -74,7 +75,8 @@ impl Node {
             own: peer.own,
             own_key: previous.map_or(self.keys.current(), |(key, _)| key),
             peer: peer.id,
-            peer_key: &peer_key.public.clone(),
+            peer_key: &peer_key.public,
+            peer_kem: peer_key.kem.as_deref(),
         };
         pending.tries += 1;
         peer.unresponsive |= pending.tries > UNRESPONSIVE_AFTER;
@@ -85,9 +87,10 @@ impl Node {
         let timestamp = UnixTime::from_micros(self.last_timestamp);
         self.directory.release(&mut self.gone);
         let local = self.directory.new_session(key, &mut self.rng);
-        let begun = handshake::initiate(&ends, self.offer, local, timestamp, &mut self.secrets, now.instant);
+        let mut random = Randomness::new(&mut self.secrets);
+        let begun = handshake::initiate(&ends, self.offer, local, timestamp, &mut random, now.instant);
         let Ok((state, frame)) = begun else {
-            // A key that X25519 does not take: the peer signed it, so nobody else is to blame.
+            // A key that X25519 or ML-KEM does not take: the peer signed it, so nobody else is to blame.
             self.gone.push(local);
             self.directory.release(&mut self.gone);
             return self.give_up(key, now.instant);
@@ -135,12 +138,14 @@ impl Node {
             return Err(DropReason::HandshakeRate);
         }
         let own_key = self.keys.find(init.receiver_key, now.instant).ok_or(DropReason::BadHandshake)?;
-        let peer_key = *peer.keys.find(init.sender_key, now.instant).ok_or(DropReason::UntrustedKey)?;
-        let ends = Ends { own: peer.own, own_key, peer: peer.id, peer_key: &peer_key };
+        let found = peer.keys.find(init.sender_key, now.instant).cloned();
+        let SignedNodeKey { public, kem, .. } = &*found.ok_or(DropReason::UntrustedKey)?;
+        let ends =
+            Ends { own: peer.own, own_key, peer: peer.id, peer_key: public, peer_kem: kem.as_deref() };
         let last = peer.last_init;
         let local = self.directory.new_session(key, &mut self.rng);
-        let responded =
-            handshake::respond(&ends, self.offer, local, &init, last, &mut self.secrets, now.instant);
+        let mut random = Randomness::new(&mut self.secrets);
+        let responded = handshake::respond(&ends, self.offer, local, &init, last, &mut random, now.instant);
         let responded = responded.map_err(|error| {
             self.gone.push(local);
             self.directory.release(&mut self.gone);
