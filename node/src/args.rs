@@ -113,6 +113,9 @@ pub(crate) struct Overrides {
     /// Whether to use the subnets that others advertise [default: true]
     #[arg(long, env = "EDGELINK_ACCEPT_ROUTES", value_name = "BOOL")]
     pub(crate) accept_routes: Option<bool>,
+    /// Whether sessions need a post-quantum secret; the same for all nodes of a network [default: true]
+    #[arg(long, env = "EDGELINK_POST_QUANTUM", value_name = "BOOL")]
+    pub(crate) post_quantum: Option<bool>,
     /// error, warn, info, debug, trace, or a filter such as info,edgelink::control=debug [default: info]
     #[arg(long, env = "EDGELINK_LOG", value_name = "LEVEL")]
     pub(crate) log: Option<String>,

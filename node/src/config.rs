@@ -44,6 +44,8 @@ pub(crate) struct Settings {
     pub(crate) advertise_routes: Vec<AdvertisedRoute>,
     /// Whether the system's routing table gets the subnets of others.
     pub(crate) accept_routes: bool,
+    /// Whether sessions need a post-quantum secret.
+    pub(crate) post_quantum: bool,
     /// Overrides the operator's interval between LATENCY_REPORTs.
     pub(crate) latency_report: Option<Duration>,
     /// Filter of the log, in `tracing` syntax.
@@ -184,6 +186,7 @@ fn merge(overrides: &Overrides, file: ConfigFile) -> anyhow::Result<Settings> {
         mtu,
         advertise_routes,
         accept_routes: overrides.accept_routes.or(file.accept_routes).unwrap_or(true),
+        post_quantum: overrides.post_quantum.or(file.post_quantum).unwrap_or(true),
         latency_report: file.relay.latency_report_interval_seconds.map(Duration::from_secs),
         log_level: overrides.log.clone().or(file.log.level).unwrap_or_else(|| "info".to_owned()),
         log_format: overrides.log_format.or(file.log.format).unwrap_or_default(),
@@ -263,6 +266,7 @@ mod tests {
         assert_eq!(settings.interface, "mesh1");
         assert_eq!(settings.mtu, Some(1380));
         assert!(!settings.accept_routes);
+        assert!(settings.post_quantum);
         assert_eq!(settings.log_level, "info");
         assert_eq!(settings.controller.url.path(), "/ws/control");
     }

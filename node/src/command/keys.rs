@@ -21,7 +21,7 @@ struct PublicKeys {
 /// Runs the command.
 pub(crate) fn run(args: &KeysArgs) -> anyhow::Result<()> {
     let path = config::key_file(args)?;
-    let keys = if args.new { Keys::create(&path, unix_now())? } else { Keys::load(&path)? };
+    let keys = if args.new { Keys::create(&path, unix_now(), true)? } else { Keys::load(&path)? };
     let public = PublicKeys {
         key_file: path,
         machine_key: keys.machine().public(),

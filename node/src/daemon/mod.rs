@@ -96,7 +96,7 @@ impl Daemon {
     async fn start(settings: Settings, socket: &Path) -> anyhow::Result<Self> {
         create_private_dir(&settings.state_dir)?;
         let listener = Listener::bind(socket)?;
-        let keys = Keys::load_or_create(&settings.key_file, unix_now())?;
+        let keys = Keys::load_or_create(&settings.key_file, unix_now(), settings.post_quantum)?;
         let owner =
             Owner { controller: settings.controller.url.to_string(), machine_key: keys.machine().public() };
         let store = Store::new(&settings.state_dir, owner);
