@@ -147,7 +147,8 @@ fn sessions_are_those_of_the_vectors_byte_for_byte() {
         let offer = CipherOffer::from_byte(u8::try_from(number("offer")).unwrap()).unwrap();
         let now = Instant::ZERO;
 
-        let ends = Ends { own: initiator, own_key: &i_key, peer: responder, peer_key: &r_public, peer_kem: r_kem };
+        let ends =
+            Ends { own: initiator, own_key: &i_key, peer: responder, peer_key: &r_public, peer_kem: r_kem };
         let index = SessionIndex(number("initiator_index"));
         let mut random = Randomness {
             secrets: &mut i_secrets,
@@ -159,7 +160,8 @@ fn sessions_are_those_of_the_vectors_byte_for_byte() {
         let (waiting, init) = initiate(&ends, offer, index, stamp, &mut random, now).unwrap();
         assert_eq!(init, hex(&case["session_init"]));
 
-        let ends = Ends { own: responder, own_key: &r_key, peer: initiator, peer_key: &i_public, peer_kem: i_kem };
+        let ends =
+            Ends { own: responder, own_key: &r_key, peer: initiator, peer_key: &i_public, peer_kem: i_kem };
         let index = SessionIndex(number("responder_index"));
         let init = SessionInit::parse(&init).unwrap();
         let mut random = Randomness {

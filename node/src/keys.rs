@@ -146,7 +146,9 @@ impl Keys {
             let key = NodeKey::from_private(*secret(private, &format!("{what}.private"))?)?;
             let Some(kem) = kem else { return Ok(key) };
             let bytes = STANDARD.decode(kem).map(Zeroizing::new).unwrap_or_default();
-            let kem = KemKey::from_private(&bytes).ok().with_context(|| format!("{}: {what}.kem_private is damaged", path.display()))?;
+            let kem = KemKey::from_private(&bytes)
+                .ok()
+                .with_context(|| format!("{}: {what}.kem_private is damaged", path.display()))?;
             Ok(key.with_kem(kem))
         };
         let (node, previous) = (&entry.node_key, &entry.previous_node_key);

@@ -5,8 +5,8 @@ use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use crate::proto::wire::control::node::SignedNodeKey;
 use super::kem::KemKey;
+use crate::proto::wire::control::node::SignedNodeKey;
 use crate::proto::wire::control::{KemPublicKey, PublicKey, Signature};
 
 /// Label under which node keys are signed.

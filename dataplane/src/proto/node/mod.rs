@@ -22,6 +22,7 @@ mod data;
 mod direct;
 mod directory;
 mod endpoint;
+mod handshake_budget;
 mod own_key;
 mod peer;
 mod queue;
@@ -41,6 +42,7 @@ use rand_chacha::ChaCha20Rng;
 use self::connection::Connection;
 use self::directory::Directory;
 use self::endpoint::Net;
+use self::handshake_budget::Bucket;
 use self::own_key::OwnKeys;
 use self::timer::{Timer, Timers};
 use crate::proto::crypto::keys::{MachineKey, NodeKey};
@@ -98,6 +100,8 @@ pub struct Node {
     gone: Vec<SessionIndex>,
     tokens_asked: Option<Instant>,
     net: Net,
+    /// Handshake messages in datagrams that are still looked at.
+    datagrams: Bucket,
 }
 
 /// A network that this node is in.
@@ -159,6 +163,7 @@ impl Node {
             gone: Vec::new(),
             tokens_asked: None,
             net: Net::default(),
+            datagrams: Bucket::for_way(now.instant),
         }
     }
 

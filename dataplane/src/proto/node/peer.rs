@@ -9,6 +9,7 @@ use ipnet::IpNet;
 
 use super::api::{Target, Untrusted};
 use super::direct::Origin;
+use super::handshake_budget::PeerBuckets;
 use super::queue::PacketQueue;
 use crate::proto::crypto::keys::key_id;
 use crate::proto::id::{NodeId, RelayId};
@@ -31,9 +32,6 @@ const HEARD_RECENTLY: Duration = Duration::from_secs(30);
 pub(super) const AVOID: Duration = Duration::from_secs(5);
 /// Relays avoided at a time.
 const MAX_AVOIDED: usize = 8;
-/// SESSION_INITs answered in a row, and how often one more.
-const INIT_BURST: u32 = 10;
-const INIT_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Whether a peer's keys are believed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -114,13 +112,6 @@ pub(super) struct Traffic {
     pub(super) rx_bytes: u64,
 }
 
-/// How many SESSION_INITs are still answered: a token bucket.
-#[derive(Debug)]
-struct InitBudget {
-    left: u32,
-    refilled: Instant,
-}
-
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Peer {
@@ -152,8 +143,10 @@ pub(super) struct Peer {
     pub(super) pending: Option<Pending>,
     /// The greatest timestamp of its SESSION_INITs.
     pub(super) last_init: Option<UnixTime>,
-    init_budget: InitBudget,
-    direct_budget: InitBudget,
+    /// How many of its SESSION_INITs are still looked at.
+    pub(super) inits: PeerBuckets,
+    /// And of its SESSION_RESPONSEs.
+    pub(super) responses: PeerBuckets,
     /// Over relays.
     pub(super) path: PathChoice,
     /// Beside them.
@@ -201,8 +194,8 @@ impl Peer {
             sessions: SessionSet::default(),
             pending: None,
             last_init: None,
-            init_budget: InitBudget { left: INIT_BURST, refilled: now },
-            direct_budget: InitBudget { left: INIT_BURST, refilled: now },
+            inits: PeerBuckets::default(),
+            responses: PeerBuckets::default(),
             path: PathChoice::default(),
             direct: Direct::default(),
             avoided: Vec::new(),
@@ -314,24 +307,11 @@ impl Peer {
         before != self.avoided.len()
     }
 
-    /// Whether one more SESSION_INIT from a relay may be looked at.
-    pub(super) fn take_init_budget(&mut self, now: Instant) -> bool {
-        self.init_budget.take(now)
-    }
-
-    /// The same of one that came directly: only from where the peer is known to be.
-    pub(super) fn take_direct_budget(&mut self, origin: Origin, now: Instant) -> bool {
-        matches!(origin, Origin::Direct(place) if self.direct.knows(place)) && self.direct_budget.take(now)
-    }
-}
-
-impl InitBudget {
-    fn take(&mut self, now: Instant) -> bool {
-        let earned = now.saturating_since(self.refilled).as_nanos() / INIT_INTERVAL.as_nanos();
-        if earned > 0 {
-            self.left = self.left.saturating_add(u32::try_from(earned).unwrap_or(u32::MAX)).min(INIT_BURST);
-            self.refilled = now;
+    /// Whether handshakes may come from there: relays know who sends, datagrams only count from where the peer is known to be.
+    pub(super) fn may_shake_hands(&self, origin: Origin) -> bool {
+        match origin {
+            Origin::Relay(_) => true,
+            Origin::Direct(place) => self.direct.knows(place),
         }
-        self.left.checked_sub(1).map(|left| self.left = left).is_some()
     }
 }

@@ -6,14 +6,18 @@
 //! SESSION_INIT ─► answered ─► first packet under it ─► confirmed: send what waited
 //! ```
 
+use std::collections::BTreeMap;
+
 use super::Node;
 use super::api::{Event, Target};
+use super::connection::Connection;
 use super::data::{drop_attempts, is_due};
 use super::direct::Origin;
+use super::handshake_budget::Bucket;
 use super::peer::{KEEPALIVE, Pending, SILENCE, Trust};
 use super::timer::Timer;
 use crate::proto::drop_reason::DropReason;
-use crate::proto::id::SessionIndex;
+use crate::proto::id::{RelayId, SessionIndex};
 use crate::proto::path::backoff::jitter;
 use crate::proto::routing::table::PeerKey;
 use crate::proto::session::handshake::{self, Ends, HandshakeError, Randomness};
@@ -128,20 +132,18 @@ impl Node {
             // Both began: ours goes on, the other end answers it.
             return Ok(());
         }
-        // Who sends a datagram is not known before it has been read: strangers cannot use up what relays vouch for.
-        let budget = if origin.relay().is_some() {
-            peer.take_init_budget(now.instant)
-        } else {
-            peer.take_direct_budget(origin, now.instant)
-        };
-        if !budget {
+        if !peer.may_shake_hands(origin) {
             return Err(DropReason::HandshakeRate);
         }
         let own_key = self.keys.find(init.receiver_key, now.instant).ok_or(DropReason::BadHandshake)?;
         let found = peer.keys.find(init.sender_key, now.instant).cloned();
         let SignedNodeKey { public, kem, .. } = &*found.ok_or(DropReason::UntrustedKey)?;
-        let ends =
-            Ends { own: peer.own, own_key, peer: peer.id, peer_key: public, peer_kem: kem.as_deref() };
+        // All that was cheap; the rest is public-key work.
+        if !peer.inits.take(origin, now.instant) || !take(&mut self.relays, &mut self.datagrams, origin, now)
+        {
+            return Err(DropReason::HandshakeRate);
+        }
+        let ends = Ends { own: peer.own, own_key, peer: peer.id, peer_key: public, peer_kem: kem.as_deref() };
         let last = peer.last_init;
         let local = self.directory.new_session(key, &mut self.rng);
         let mut random = Randomness::new(&mut self.secrets);
@@ -182,8 +184,17 @@ impl Node {
         if response.route.source != peer.id || response.route.destination != peer.own {
             return Err(DropReason::SpoofedSource);
         }
+        if !peer.may_shake_hands(origin) {
+            return Err(DropReason::HandshakeRate);
+        }
         let pending = peer.pending.as_mut().ok_or(DropReason::UnknownSession)?;
         let at = pending.attempts.iter().position(|attempt| attempt.local() == response.receiver);
+        if at.is_some()
+            && !(peer.responses.take(origin, now.instant)
+                && take(&mut self.relays, &mut self.datagrams, origin, now))
+        {
+            return Err(DropReason::HandshakeRate);
+        }
         let attempt = at.and_then(|at| pending.attempts.remove(at)).ok_or(DropReason::UnknownSession)?;
         let sent = attempt.sent();
         let session = match attempt.read(&response, now.instant) {
@@ -288,5 +299,18 @@ impl Node {
                 self.timers.clear(Timer::Peer(key));
             }
         }
+    }
+}
+
+/// Whether one more handshake message by this way, whoever it is from, may be looked at.
+fn take(
+    relays: &mut BTreeMap<RelayId, Connection>,
+    datagrams: &mut Bucket,
+    origin: Origin,
+    now: Now,
+) -> bool {
+    match origin {
+        Origin::Relay(relay) => relays.get_mut(&relay).is_some_and(|way| way.handshakes.take(now.instant)),
+        Origin::Direct(_) => datagrams.take(now.instant),
     }
 }

@@ -213,7 +213,9 @@ mod tests {
         let frame = init.to_frame().unwrap();
         assert_eq!(frame.len(), 1171);
         assert_eq!(SessionInit::parse(&frame), Ok(init));
-        assert!(SessionInit { mode: MODE_KK, ..init }.to_frame().is_ok_and(|f| SessionInit::parse(&f).is_err()));
+        assert!(
+            SessionInit { mode: MODE_KK, ..init }.to_frame().is_ok_and(|f| SessionInit::parse(&f).is_err())
+        );
         let response = SessionResponse {
             route: ROUTE,
             mode: MODE_KK_PSK2,
