@@ -69,7 +69,7 @@ def frames() -> dict:
         ),
         ("an ACK", frame(0x05, b"\x03\x00\x00\x00\x01"), [(0x05, 0, b"\x03\x00\x00\x00\x01")]),
     ]
-    bomb = deflate(bytes((4 << 20) + 1))
+    bomb = deflate(bytes((16 << 20) + 1))
     invalid = [
         ("version 2", frame(0x20, b"", version=2), 2001),
         ("version 0", frame(0x20, b"", version=0), 2001),
