@@ -62,8 +62,8 @@ use crate::proto::wire::control::{PublicKey, Secret};
 use crate::proto::wire::data::via_header;
 
 pub use api::{
-    Checksum, EchoError, Event, LocalEndpoints, MembershipStatus, NeedResync, NodeSettings, NodeStatus,
-    Outgoing, PeerStatus, Received, RelayStatus, Target, Untrusted,
+    AcceptError, AcceptedKey, Checksum, EchoError, Event, LocalEndpoints, MembershipStatus, NeedResync,
+    NodeSettings, NodeStatus, Outgoing, PeerStatus, Received, RelayStatus, Target, Untrusted,
 };
 
 /// One output of [`Node::poll_transmit`] grows no further than this: it becomes one WebSocket message.

@@ -20,6 +20,7 @@ use crate::proto::session::handshake::ExpectResponse;
 use crate::proto::session::registry::SessionSet;
 use crate::proto::session::rekey::KEEP_NODE_KEY;
 use crate::proto::time::{Instant, UnixTime};
+use crate::proto::wire::control::PublicKey;
 use crate::proto::wire::control::node::{self, SignedNodeKey};
 
 /// Something came that deserves an answer, and none went out for so long: an empty packet says that we are there.
@@ -133,6 +134,8 @@ pub(super) struct Peer {
     pub(super) relays: Vec<RelayId>,
     /// What the controller thinks of paths.
     pub(super) advice: Advice,
+    /// As the controller says.
+    pub(super) machine_key: Option<PublicKey>,
     /// Whether its keys are believed.
     pub(super) trust: Trust,
     /// Those that are.
@@ -189,6 +192,7 @@ impl Peer {
             online: false,
             relays: Vec::new(),
             advice: Advice::default(),
+            machine_key: None,
             trust: Trust::NoKey,
             keys: PeerKeys::default(),
             sessions: SessionSet::default(),
