@@ -26,6 +26,7 @@ pub(crate) struct ConfigFile {
     pub(crate) advertise_routes: Vec<RouteEntry>,
     pub(crate) accept_routes: Option<bool>,
     pub(crate) post_quantum: Option<bool>,
+    pub(crate) cipher: Option<Cipher>,
     pub(crate) gateway_mode: GatewayMode,
     pub(crate) p2p: P2p,
     pub(crate) relay: Relay,
@@ -92,6 +93,18 @@ pub(crate) struct P2p {
     pub(crate) enabled: Option<bool>,
     pub(crate) port: Option<u16>,
     pub(crate) keepalive_interval_seconds: Option<u64>,
+}
+
+/// `cipher`: which ones sessions may use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub(crate) enum Cipher {
+    /// AES-256-GCM where both ends have the instructions, otherwise ChaCha20-Poly1305.
+    #[default]
+    #[serde(rename = "auto")]
+    Auto,
+    /// Never AES-256-GCM, with any peer.
+    #[serde(rename = "chacha20-poly1305")]
+    ChaCha20Poly1305,
 }
 
 /// `relay`
