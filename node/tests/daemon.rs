@@ -409,16 +409,15 @@ fn inside_a_changed_machine_key() {
     if let Err(error) = meshdp::tun::linux::Device::open("edgeprobe") {
         return println!("SKIPPED inside_a_changed_machine_key: {error}");
     }
-    const RELAYS: [&str; 2] = ["--p2p", "false"];
     let folder = tempfile::tempdir().unwrap();
     let relay = TestRelay::start(1);
     let controller = TestController::default();
     controller.0.lock().unwrap().relays = vec![relay.entry()];
     controller.0.lock().unwrap().by_name = true;
     let url = controller.start();
-    let one = Daemon::up(&url, "edge0", folder.path(), &RELAYS);
+    let one = Daemon::up(&url, "edge0", folder.path(), &["--p2p", "false"]);
     one.wait("the first", |status| status["controller"]["state"] == "connected");
-    let two = Daemon::up(&url, "edge1", folder.path(), &RELAYS);
+    let two = Daemon::up(&url, "edge1", folder.path(), &["--p2p", "false"]);
     one.wait("everything", ready);
     let ping = |from: &Daemon| from.run(&["ping", "10.77.1.2", "-c", "1", "-W", "5"]).status.success();
     assert!(ping(&one), "{}", one.log());
@@ -431,7 +430,7 @@ fn inside_a_changed_machine_key() {
     let before = two.status().unwrap()["machine_key"].clone();
     drop(two);
     std::fs::remove_dir_all(folder.path().join("edge1")).unwrap();
-    let two = Daemon::up(&url, "edge1", folder.path(), &RELAYS);
+    let two = Daemon::up(&url, "edge1", folder.path(), &["--p2p", "false"]);
     let after =
         two.wait("its own status", |status| status["controller"]["state"] == "connected")["machine_key"]
             .clone();
@@ -465,7 +464,7 @@ fn inside_a_changed_machine_key() {
     let kept = || std::fs::read_to_string(folder.path().join("edge0/pins.json")).unwrap_or_default();
     one.wait("the new pin on disk", |_| kept().contains(after.as_str().unwrap()));
     drop(one);
-    let one = Daemon::up(&url, "edge0", folder.path(), &RELAYS);
+    let one = Daemon::up(&url, "edge0", folder.path(), &["--p2p", "false"]);
     one.wait("everything again", ready);
     assert!(ping(&one), "{}", one.log());
 }

@@ -32,6 +32,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod timer;
+mod trust;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;

@@ -24,7 +24,7 @@ fn init(nodes: &mut [Node; 2], now: Now) -> Vec<u8> {
 fn what_a_relay_makes_up_is_cut_short_and_costs_nobody_elses_handshake() {
     let mut nodes = pair_on_two();
     let real = init(&mut nodes, at(1));
-    for n in 0..1000 {
+    for n in 0..1000_u32 {
         let mut forged = real.clone();
         *forged.last_mut().unwrap() ^= (n % 255) as u8 + 1;
         nodes[1].handle_relay_frame(ONE, &mut forged, at(1));
