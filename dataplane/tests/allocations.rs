@@ -236,7 +236,10 @@ fn datagrams_of_strangers_cost_look_ups_and_neither_memory_nor_an_answer() {
     while nodes[0].poll_transmit(&mut waiting).is_some() {}
     let overheard = Frames::new(&waiting).map(|frame| frame.unwrap().bytes.to_vec());
     let overheard = overheard.into_iter().find(|frame| frame[1] == FrameType::SessionInit as u8).unwrap();
-    let relayed = allocations(|| drop(nodes[1].handle_relay_frame(RELAY, &mut overheard.clone(), at(1))));
+    let mut relayed = overheard.clone();
+    let relayed = allocations(|| {
+        assert_eq!(nodes[1].handle_relay_frame(RELAY, &mut relayed, at(1)), Received::Consumed);
+    });
     assert!(relayed > 10, "a handshake is seen here: {relayed}");
     let mut garbage = vec![overheard.clone(), vec![], vec![0xFF; 1400], vec![1, 0x10, 0, 0, 0]];
     for kind in [FrameType::Data, FrameType::SessionInit, FrameType::SessionResponse, FrameType::Error] {
