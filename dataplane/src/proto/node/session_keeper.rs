@@ -75,6 +75,7 @@ impl Node {
         // every other attempt is made with the key that they know.
         let has_session = peer.sessions.sealing(now.instant).is_some();
         let previous = self.keys.previous().filter(|_| !has_session && pending.tries % 2 == 1);
+        let previous = previous.filter(|(key, _)| key.kem().is_some() == peer_key.kem.is_some());
         let ends = Ends {
             own: peer.own,
             own_key: previous.map_or(self.keys.current(), |(key, _)| key),
