@@ -71,9 +71,30 @@ def short_node_key(request: dict[str, Any]) -> None:
     request["node_key"]["public"] = b64(b"short")
 
 
+def stripped_kem(request: dict[str, Any]) -> None:
+    del request["node_key"]["kem"]
+
+
+def other_kem(request: dict[str, Any]) -> None:
+    request["node_key"]["kem"] = b64(bytes(1184))
+
+
+def long_kem(request: dict[str, Any]) -> None:
+    request["node_key"]["kem"] = b64(bytes(1185))
+
+
 @pytest.mark.parametrize(
     ("spoil", "code"),
-    [(other_signature, 1005), (other_nonce, 1005), (short_key, 1004), (forged_node_key, 1005), (short_node_key, 1004)],
+    [
+        (other_signature, 1005),
+        (other_nonce, 1005),
+        (short_key, 1004),
+        (forged_node_key, 1005),
+        (short_node_key, 1004),
+        (stripped_kem, 1005),
+        (other_kem, 1005),
+        (long_kem, 1004),
+    ],
 )
 async def test_wrong_keys_and_signatures(running: Running, spoil: Any, code: int) -> None:
     node = await FakeNode().open(running.ws)

@@ -35,7 +35,9 @@ async def test_unknown_machine_waits_and_gets_config_once_authorised(running: Ru
 async def test_peers_and_relays_reach_both_nodes(open_running: Running) -> None:
     relay_id, token = await open_running.add_relay("relay-1")
     relay = await open_running.relay(token)
-    first = await open_running.node(hostname="a")
+    first = FakeNode(hostname="a")
+    first.extra["node_key"] = first.signed_key()
+    await first.connect(open_running.ws)
     config = await first.expect(FrameType.CONFIG)
     assert config["relays"][0]["data_url"] == "wss://relay-1.test/ws/data"
     assert config["relays"][0]["stun"] == "203.0.113.1:3478"
@@ -43,7 +45,7 @@ async def test_peers_and_relays_reach_both_nodes(open_running: Running) -> None:
     second = await open_running.node(hostname="b")
     peers = (await second.expect(FrameType.CONFIG))["memberships"][0]["peers"]
     assert [peer["node_id"] for peer in peers] == [first.node_id]
-    assert peers[0]["node_key"]["public"] == b64(first.node_key.public)
+    assert peers[0]["node_key"] == first.extra["node_key"]
     change = await first.change("peer_set", node_id=first.node_id)
     assert change["peer"]["machine_key"] == b64(second.machine.public)
 
@@ -129,6 +131,14 @@ async def test_rotated_key_reaches_peers_and_a_forged_one_does_not(open_running:
         if change["peer"]["node_key"]["public"] == b64(second.node_key.public):
             break
     assert await second.until(FrameType.ACK) == bytes([FrameType.NODE_UPDATE, 0, 0, 0, 1])
+
+    # One without a post-quantum key is as good, if the machine says so.
+    second.node_key = meshdp.NodeKey.from_private(bytes(range(32)))
+    plain = second.signed_key()
+    assert "kem" not in plain
+    await second.send(FrameType.NODE_UPDATE, {"node_key": plain})
+    while (await first.change("peer_set"))["peer"]["node_key"] != plain:
+        pass
 
     forged = {**second.signed_key(), "public": b64(meshdp.NodeKey.generate().public)}
     await second.send(FrameType.NODE_UPDATE, {"node_key": forged})

@@ -41,7 +41,7 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Send end-to-end echoes to a peer through the encrypted session
     Ping(PingArgs),
-    /// Show the public halves of this machine's keys
+    /// Show the public halves of this machine's keys, or accept a peer's new one
     Keys(KeysArgs),
     /// Show the version and what it was built for
     Version(OutputArgs),
@@ -113,6 +113,9 @@ pub(crate) struct Overrides {
     /// Whether to use the subnets that others advertise [default: true]
     #[arg(long, env = "EDGELINK_ACCEPT_ROUTES", value_name = "BOOL")]
     pub(crate) accept_routes: Option<bool>,
+    /// Whether sessions need a post-quantum secret; the same for all nodes of a network [default: true]
+    #[arg(long, env = "EDGELINK_POST_QUANTUM", value_name = "BOOL")]
+    pub(crate) post_quantum: Option<bool>,
     /// Whether to look for direct paths to peers (UDP) beside the relays [default: true]
     #[arg(long, env = "EDGELINK_P2P", value_name = "BOOL")]
     pub(crate) p2p: Option<bool>,
@@ -194,7 +197,10 @@ pub(crate) struct PingArgs {
 
 /// `keys`
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct KeysArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<KeysCommand>,
     /// Make the keys when there are none yet (`up` does that too)
     #[arg(long)]
     pub(crate) new: bool,
@@ -209,6 +215,28 @@ pub(crate) struct KeysArgs {
     /// The configuration file
     #[arg(long, env = "EDGELINK_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+}
+
+/// `keys …`
+#[derive(Subcommand, Debug)]
+pub(crate) enum KeysCommand {
+    /// Trust the machine key that the controller now names for a peer: after its owner has confirmed it, not before
+    Accept(AcceptArgs),
+}
+
+/// `keys accept`
+#[derive(Args, Debug)]
+pub(crate) struct AcceptArgs {
+    /// The peer: its name, its address in the network, or its node id
+    #[arg(value_name = "NAME|ADDRESS|ID")]
+    pub(crate) target: String,
+    /// Only if it is this one: what `edgelink keys` shows on the peer
+    #[arg(long, value_name = "KEY")]
+    pub(crate) machine_key: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
 }
 
 #[cfg(test)]

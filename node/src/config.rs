@@ -44,6 +44,8 @@ pub(crate) struct Settings {
     pub(crate) advertise_routes: Vec<AdvertisedRoute>,
     /// Whether the system's routing table gets the subnets of others.
     pub(crate) accept_routes: bool,
+    /// Whether sessions need a post-quantum secret.
+    pub(crate) post_quantum: bool,
     /// Which ciphers sessions may use.
     pub(crate) cipher: Cipher,
     /// Direct paths.
@@ -201,6 +203,7 @@ fn merge(overrides: &Overrides, file: ConfigFile) -> anyhow::Result<Settings> {
         mtu,
         advertise_routes,
         accept_routes: overrides.accept_routes.or(file.accept_routes).unwrap_or(true),
+        post_quantum: overrides.post_quantum.or(file.post_quantum).unwrap_or(true),
         cipher: file.cipher.unwrap_or_default(),
         p2p: P2p {
             enabled: overrides.p2p.or(file.p2p.enabled).unwrap_or(true),
@@ -286,6 +289,7 @@ mod tests {
         assert_eq!(settings.interface, "mesh1");
         assert_eq!(settings.mtu, Some(1380));
         assert!(!settings.accept_routes);
+        assert!(settings.post_quantum);
         assert_eq!(settings.log_level, "info");
         assert_eq!(settings.controller.url.path(), "/ws/control");
     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use ipnet::IpNet;
+use meshdp::proto::crypto::kem::KemKey;
 use meshdp::proto::crypto::keys::{MachineKey, NodeKey};
 use meshdp::proto::id::NodeId;
 use meshdp::proto::wire::control::node::{Config, Endpoint, Peer};
@@ -259,7 +260,9 @@ fn peer(number: u32, like: &Peer) -> anyhow::Result<Peer> {
         seed
     };
     let machine = MachineKey::from_seed(&seed(1))?;
-    let public = NodeKey::from_private(seed(2))?.public();
+    let key = NodeKey::from_private(seed(2))?;
+    let post_quantum = like.node_key.as_ref().is_some_and(|key| key.kem.is_some());
+    let key = if post_quantum { key.with_kem(KemKey::generate()?) } else { key };
     let created = like.node_key.as_ref().map_or(0, |key| key.created);
     let [_, _, high, low] = number.to_be_bytes();
     let addresses = like.addresses.iter().map(|address| match address {
@@ -283,7 +286,7 @@ fn peer(number: u32, like: &Peer) -> anyhow::Result<Peer> {
         node_id: NodeId(like.node_id.0 + 1000 + number),
         name: format!("peer-{number:04}"),
         machine_key: machine.public(),
-        node_key: Some(machine.sign_node_key(public, created)),
+        node_key: Some(machine.sign_node_key(&key, created)),
         addresses: addresses.collect(),
         endpoints: vec![endpoint("lan", 192), endpoint("stun", 198)],
         ..like.clone()

@@ -174,6 +174,7 @@ class RegistrationService:
         if machine.node_key == public and machine.node_key_signature == signature:
             return False
         machine.node_key, machine.node_key_created, machine.node_key_signature = public, claim.created, signature
+        machine.node_key_kem = encode_bytes(claim.kem) if claim.kem else None
         for node in await self._rows.of_machine(machine_id):
             # No machine_id: its own configuration is the same, only its peers' is not.
             await self._changes.record("node", node.id, network_id=node.network_id, reason="node_key")

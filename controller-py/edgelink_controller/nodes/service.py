@@ -23,6 +23,16 @@ from edgelink_controller.tokens.service import Issued, TokenService
 
 
 @dataclass(frozen=True, slots=True)
+class PublishedKey:
+    """A node_key as peers get it: as its machine signed it, in base64. `kem` is the post-quantum key."""
+
+    public: str
+    kem: str | None
+    created: int
+    signature: str
+
+
+@dataclass(frozen=True, slots=True)
 class NodeView:
     """A node as the control channels hold it. `node_key` is None until the machine has sent one."""
 
@@ -31,7 +41,7 @@ class NodeView:
     network_id: int
     name: str
     machine_key: str
-    node_key: tuple[str, int, str] | None
+    node_key: PublishedKey | None
     address4: str
     address6: str
     authorized: bool
@@ -187,7 +197,9 @@ class NodeService:
 def view(node: Node, machine: Machine, endpoints: Sequence[tuple[str, str]] = ()) -> NodeView:
     key = None
     if machine.node_key and machine.node_key_signature:
-        key = (machine.node_key, machine.node_key_created or 0, machine.node_key_signature)
+        key = PublishedKey(
+            machine.node_key, machine.node_key_kem, machine.node_key_created or 0, machine.node_key_signature
+        )
     return NodeView(
         node.id,
         node.machine_id,

@@ -48,6 +48,15 @@ fn print(status: &Status) {
         println!();
         print_peers(&status.peers);
     }
+    for peer in &status.peers {
+        if let Some(distrust) = &peer.untrusted {
+            println!("\n{} is not trusted: {}", peer.name, distrust.message);
+            if let (Some(now), Some(known)) = (distrust.machine_key, distrust.pinned_machine_key) {
+                println!("  known {known}\n  now   {now}");
+            }
+            println!("  {}", distrust.advice);
+        }
+    }
     if !status.relays.is_empty() {
         println!();
         print_relays(&status.relays);

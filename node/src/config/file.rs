@@ -25,6 +25,7 @@ pub(crate) struct ConfigFile {
     pub(crate) tun: Tun,
     pub(crate) advertise_routes: Vec<RouteEntry>,
     pub(crate) accept_routes: Option<bool>,
+    pub(crate) post_quantum: Option<bool>,
     pub(crate) cipher: Option<Cipher>,
     pub(crate) gateway_mode: GatewayMode,
     pub(crate) p2p: P2p,

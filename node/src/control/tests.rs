@@ -93,7 +93,7 @@ struct Link {
 impl Link {
     fn start(listener: &TcpListener) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let keys = Keys::create(&folder.path().join("keys.json"), 1_770_000_000).unwrap();
+        let keys = Keys::create(&folder.path().join("keys.json"), 1_770_000_000, true).unwrap();
         let identity = Rc::new(RefCell::new(SharedIdentity { keys, config_version: 0 }));
         let url = format!("ws://{}", listener.local_addr().unwrap()).parse().unwrap();
         let (requests, requests_in) = mpsc::channel(8);

@@ -29,6 +29,7 @@ use meshdp::engine::node::{Command, Endpoints, Options, Report};
 use meshdp::engine::tls::Roots;
 use meshdp::proto::id::NodeId;
 use meshdp::proto::node::Event;
+use meshdp::proto::wire::control::PublicKey;
 use meshdp::proto::wire::control::node::{AuthState, Change, NodeUpdate, Settings as NetworkSettings};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -92,7 +93,7 @@ struct Daemon {
     routes: Vec<IpNet>,
     network: NetworkSettings,
     snapshot_due: Option<Instant>,
-    pins_kept: usize,
+    pins_kept: Vec<(NodeId, PublicKey)>,
     leaving: Vec<crate::ipc::server::Client>,
 }
 
@@ -100,7 +101,7 @@ impl Daemon {
     async fn start(settings: Settings, socket: &Path) -> anyhow::Result<Self> {
         create_private_dir(&settings.state_dir)?;
         let listener = Listener::bind(socket)?;
-        let keys = Keys::load_or_create(&settings.key_file, unix_now())?;
+        let keys = Keys::load_or_create(&settings.key_file, unix_now(), settings.post_quantum)?;
         let owner =
             Owner { controller: settings.controller.url.to_string(), machine_key: keys.machine().public() };
         let store = Store::new(&settings.state_dir, owner);
@@ -173,7 +174,7 @@ impl Daemon {
             routes: Vec::new(),
             network,
             snapshot_due: None,
-            pins_kept: 0,
+            pins_kept: Vec::new(),
             leaving: Vec::new(),
         };
         daemon.send_endpoints();
@@ -295,7 +296,7 @@ impl Daemon {
                 }
             }
             Event::PeerUntrusted { peer, reason } => {
-                tracing::error!(%peer, ?reason, "this peer's keys do not verify: no session with it. If it was reinstalled, remove pins.json in the state directory");
+                tracing::error!(%peer, ?reason, "this peer's keys are not believed: no session with it. `edgelink status` says more, and what to do");
             }
             Event::SessionEstablished { peer, cipher } => tracing::debug!(%peer, cipher, "session"),
             Event::PathChanged { peer, path } => tracing::info!(%peer, ?path, "path"),
@@ -476,14 +477,15 @@ impl Daemon {
     fn keep(
         &mut self,
         config: Option<&meshdp::proto::wire::control::node::Config>,
-        pins: &[(NodeId, meshdp::proto::wire::control::PublicKey)],
+        pins: &[(NodeId, PublicKey)],
     ) {
         let kept = config.map_or(Ok(()), |config| self.store.keep_config(config)).and_then(|()| {
-            if pins.len() == self.pins_kept {
+            if pins == self.pins_kept {
                 return Ok(());
             }
-            self.pins_kept = pins.len();
-            self.store.keep_pins(pins)
+            self.store.keep_pins(pins)?;
+            self.pins_kept = pins.to_vec();
+            Ok(())
         });
         if let Err(error) = kept {
             tracing::warn!("cannot keep the configuration for a start without the controller: {error:#}");

@@ -3,9 +3,9 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use ipnet::IpNet;
-use meshdp::proto::node::{NodeStatus, PeerStatus};
+use meshdp::proto::node::{AcceptedKey, NodeStatus, PeerStatus};
 use tokio::time::{Instant, sleep_until};
 
 use super::{Shared, view};
@@ -50,6 +50,18 @@ async fn serve(client: &mut Client, shared: &Shared, routes: Vec<IpNet>) -> anyh
         Request::Down => {
             client.answer(&Answer::Stopping).await?;
             return Ok(Then::Stop);
+        }
+        Request::AcceptKey { target, machine_key } => {
+            let node = shared.data.status().await?;
+            let peer = find_peer(&node, &target)?;
+            let accepted =
+                shared.data.accept_key(peer.node_id, machine_key).await.with_context(|| peer.name.clone())?;
+            let (name, network) = (peer.name.clone(), peer.network.clone());
+            tracing::warn!(peer = name, machine_key = %accepted.machine_key, before = %accepted.before, "accepted another machine key");
+            let AcceptedKey { machine_key, before } = accepted;
+            client
+                .answer(&Answer::KeyAccepted { node_id: peer.node_id, name, network, machine_key, before })
+                .await?;
         }
         Request::Ping { target, count, interval_ms, timeout_ms } => {
             let interval = Duration::from_millis(interval_ms).max(MIN_INTERVAL);
@@ -167,6 +179,10 @@ mod tests {
             session: "none",
             session_age_s: None,
             cipher: None,
+            post_quantum: None,
+            machine_key: None,
+            pinned_machine_key: None,
+            untrusted: None,
             path: Vec::new(),
             direct: None,
             direct_kind: None,

@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use meshdp::proto::id::{NodeId, RelayId};
-use meshdp::proto::node::NodeStatus;
+use meshdp::proto::node::{NodeStatus, PeerStatus, Untrusted};
+use meshdp::proto::wire::control::PublicKey;
 use serde::{Deserialize, Serialize};
 
 /// One request.
@@ -16,6 +17,8 @@ pub(crate) enum Request {
     Status,
     /// Answered by [`Answer::Stopping`]; the connection closes when the interface is gone.
     Down,
+    /// Answered by [`Answer::KeyAccepted`]. `machine_key`: only if it is this one.
+    AcceptKey { target: String, machine_key: Option<PublicKey> },
     /// Answered by [`Answer::PingTarget`], an [`Answer::Probe`] for each echo, and the end of the connection.
     Ping { target: String, count: u32, interval_ms: u64, timeout_ms: u64 },
 }
@@ -33,6 +36,15 @@ pub(crate) enum Answer {
         addresses: Vec<IpAddr>,
     },
     Probe(Probe),
+    KeyAccepted {
+        node_id: NodeId,
+        name: String,
+        network: String,
+        /// Trusted from now on.
+        machine_key: PublicKey,
+        /// Until now.
+        before: PublicKey,
+    },
     /// The request cannot be served: what, and what to do.
     Error {
         message: String,
@@ -159,6 +171,11 @@ pub(crate) struct Peer {
     pub(crate) session: String,
     pub(crate) session_age_s: Option<f64>,
     pub(crate) cipher: Option<String>,
+    /// Whether a post-quantum secret is in the session's keys.
+    pub(crate) post_quantum: Option<bool>,
+    /// Why its keys are not believed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) untrusted: Option<Distrust>,
     /// Where packets go directly; `None`: by relays.
     pub(crate) direct: Option<SocketAddr>,
     /// What the address is: `lan`, `stun`, …
@@ -181,6 +198,54 @@ pub(crate) struct OwnEndpoint {
     /// `lan`, `discovered`, `upnp`, `stun`, `observed` or `relay`
     pub(crate) kind: String,
     pub(crate) address: SocketAddr,
+}
+
+/// Why there is no session with a peer, in [`Peer`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Distrust {
+    /// `node_key_signature`, `machine_key_changed` or `post_quantum_key`
+    pub(crate) reason: Untrusted,
+    /// What the controller says.
+    pub(crate) machine_key: Option<PublicKey>,
+    /// The one that was pinned, when that is another.
+    pub(crate) pinned_machine_key: Option<PublicKey>,
+    /// For people: what happened.
+    pub(crate) message: String,
+    /// What to do; for a machine_key that has changed a command.
+    pub(crate) advice: String,
+}
+
+impl Distrust {
+    /// Of a peer that is not trusted.
+    pub(crate) fn of(peer: &PeerStatus) -> Option<Self> {
+        let reason = peer.untrusted?;
+        let (message, advice) = match reason {
+            Untrusted::MachineKeyChanged => (
+                "the controller names another machine key for it than the one that this machine has known".to_owned(),
+                format!(
+                    "ask its owner for the machine key that `edgelink keys` shows there; if it is the new one: {}",
+                    accept_command(peer)
+                ),
+            ),
+            Untrusted::NodeKeySignature => (
+                "its node key is not signed by its machine key".to_owned(),
+                "somebody has tampered with it on the way, or the controller's database is damaged; the next sign-in of that machine puts it right"
+                    .to_owned(),
+            ),
+            Untrusted::PostQuantumKey => (
+                "one of the two machines publishes a post-quantum key, the other does not".to_owned(),
+                "post_quantum has to be the same on all nodes of a network".to_owned(),
+            ),
+        };
+        let (machine_key, pinned_machine_key) = (peer.machine_key, peer.pinned_machine_key);
+        Some(Self { reason, machine_key, pinned_machine_key, message, advice })
+    }
+}
+
+/// With the key: what is accepted is what was looked at.
+fn accept_command(peer: &PeerStatus) -> String {
+    let key = peer.machine_key.map(|key| format!(" --machine-key {key}")).unwrap_or_default();
+    format!("edgelink keys accept {}{key}", peer.node_id)
 }
 
 /// A relay, in [`Status`].
@@ -207,6 +272,8 @@ pub(crate) fn rows(status: &NodeStatus) -> (Vec<Peer>, Vec<Relay>) {
         session: peer.session.to_owned(),
         session_age_s: peer.session_age_s,
         cipher: peer.cipher.map(str::to_owned),
+        post_quantum: peer.post_quantum,
+        untrusted: Distrust::of(peer),
         direct: peer.direct,
         direct_kind: peer.direct_kind.map(|kind| kind.name().to_owned()),
         path: peer.path.clone(),

@@ -15,7 +15,7 @@ use crate::engine::tls::Roots;
 use crate::packet::offload::Format;
 use crate::proto::crypto::keys::NodeKey;
 use crate::proto::id::NodeId;
-use crate::proto::node::{EchoError, Event, NodeSettings, NodeStatus};
+use crate::proto::node::{AcceptError, AcceptedKey, EchoError, Event, NodeSettings, NodeStatus};
 use crate::proto::wire::control::PublicKey;
 use crate::proto::wire::control::node::{Config, ConfigUpdate, SignedNodeKey};
 use crate::tun::Tun;
@@ -105,6 +105,16 @@ pub enum Command {
         /// Bytes.
         size: usize,
     },
+    /// Take a peer's new machine_key in place of the pinned one: `Node::accept_machine_key`. [`Report::KeyAccepted`] follows, and a
+    /// [`Report::Snapshot`] when there is something new to keep.
+    AcceptKey {
+        /// Comes back with the answer.
+        id: u64,
+        /// Whose.
+        peer: NodeId,
+        /// Only if it is this one.
+        expected: Option<PublicKey>,
+    },
     /// Where the UDP sockets are to be, and what the interfaces are now; direct paths need it.
     Endpoints(Endpoints),
     /// Make a picture for people. [`Report::Status`] follows.
@@ -139,6 +149,13 @@ pub enum Report {
         id: u64,
         /// Why.
         error: EchoError,
+    },
+    /// What became of an `AcceptKey`.
+    KeyAccepted {
+        /// As given.
+        id: u64,
+        /// The new pin and the old one, or why not.
+        accepted: Result<AcceptedKey, AcceptError>,
     },
     /// A picture for people.
     Status {

@@ -295,6 +295,13 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
                 }
                 (self.report)(Report::Status { id, status: Box::new(status) });
             }
+            Command::AcceptKey { id, peer, expected } => {
+                let accepted = self.node.accept_machine_key(peer, expected, now);
+                (self.report)(Report::KeyAccepted { id, accepted });
+                if accepted.is_ok() {
+                    (self.report)(Report::Snapshot { config: None, pins: self.node.pins().collect() });
+                }
+            }
             Command::Snapshot => {
                 let config = self.node.config().cloned().map(Box::new);
                 let pins = self.node.pins().collect();

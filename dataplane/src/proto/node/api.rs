@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::proto::crypto::keys::{MachineKey, NodeKey};
 use crate::proto::drop_reason::DropReason;
@@ -252,13 +252,39 @@ pub enum Event {
 }
 
 /// Why a peer's keys are not believed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Untrusted {
     /// The node_key is not signed by the machine_key.
     NodeKeySignature,
     /// The machine_key is another one than was pinned for this node id.
     MachineKeyChanged,
+    /// One end publishes a post-quantum key, the other does not.
+    PostQuantumKey,
+}
+
+/// A machine_key that took the place of the pinned one: see [`super::Node::accept_machine_key`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AcceptedKey {
+    /// Pinned from now on.
+    pub machine_key: PublicKey,
+    /// Until now.
+    pub before: PublicKey,
+}
+
+/// Why a peer's machine_key was not accepted.
+#[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AcceptError {
+    /// No such peer.
+    #[error("no such peer")]
+    UnknownPeer,
+    /// It is the one that is pinned.
+    #[error("its machine key is the one that is known: there is nothing to accept")]
+    NotChanged,
+    /// It is not the one that was meant to be accepted.
+    #[error("its machine key is now {0}, not the one that was given: ask its owner which one is right")]
+    Another(PublicKey),
 }
 
 /// A delta does not fit: ask for everything (NODE_UPDATE `resync`).
@@ -345,6 +371,14 @@ pub struct PeerStatus {
     pub session_age_s: Option<f64>,
     /// Name of the cipher.
     pub cipher: Option<&'static str>,
+    /// Whether a post-quantum secret is in the session's keys.
+    pub post_quantum: Option<bool>,
+    /// What the controller says.
+    pub machine_key: Option<PublicKey>,
+    /// The one that was pinned, when that is another.
+    pub pinned_machine_key: Option<PublicKey>,
+    /// Why its keys are not believed.
+    pub untrusted: Option<Untrusted>,
     /// Relays in use, as in the configuration; empty: none.
     pub path: Vec<RelayId>,
     /// The peer's address, while packets take a direct path.

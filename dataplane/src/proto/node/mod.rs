@@ -22,6 +22,7 @@ mod data;
 mod direct;
 mod directory;
 mod endpoint;
+mod handshake_budget;
 mod own_key;
 mod peer;
 mod queue;
@@ -31,6 +32,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod timer;
+mod trust;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -41,6 +43,7 @@ use rand_chacha::ChaCha20Rng;
 use self::connection::Connection;
 use self::directory::Directory;
 use self::endpoint::Net;
+use self::handshake_budget::Bucket;
 use self::own_key::OwnKeys;
 use self::timer::{Timer, Timers};
 use crate::proto::crypto::keys::{MachineKey, NodeKey};
@@ -60,8 +63,8 @@ use crate::proto::wire::control::{PublicKey, Secret};
 use crate::proto::wire::data::via_header;
 
 pub use api::{
-    Checksum, EchoError, Event, LocalEndpoints, MembershipStatus, NeedResync, NodeSettings, NodeStatus,
-    Outgoing, PeerStatus, Received, RelayStatus, Target, Untrusted,
+    AcceptError, AcceptedKey, Checksum, EchoError, Event, LocalEndpoints, MembershipStatus, NeedResync,
+    NodeSettings, NodeStatus, Outgoing, PeerStatus, Received, RelayStatus, Target, Untrusted,
 };
 
 /// One output of [`Node::poll_transmit`] grows no further than this: it becomes one WebSocket message.
@@ -98,6 +101,8 @@ pub struct Node {
     gone: Vec<SessionIndex>,
     tokens_asked: Option<Instant>,
     net: Net,
+    /// Handshake messages in datagrams that are still looked at.
+    datagrams: Bucket,
 }
 
 /// A network that this node is in.
@@ -159,6 +164,7 @@ impl Node {
             gone: Vec::new(),
             tokens_asked: None,
             net: Net::default(),
+            datagrams: Bucket::for_way(now.instant),
         }
     }
 
@@ -234,7 +240,7 @@ impl Node {
 
     /// Own node_key with its signature, for AUTH_REQUEST.
     pub fn signed_node_key(&self) -> SignedNodeKey {
-        self.machine.sign_node_key(self.keys.current().public(), self.keys.created())
+        self.machine.sign_node_key(self.keys.current(), self.keys.created())
     }
 
     /// Own identity, to sign the controller's challenge with.

@@ -4,6 +4,7 @@ use super::Node;
 use super::api::{MembershipStatus, NodeStatus, PeerStatus, RelayStatus};
 use super::peer::{Peer, Trust};
 use crate::proto::path::choice::Path;
+use crate::proto::session::transport::Session;
 use crate::proto::time::Instant;
 
 impl Node {
@@ -35,6 +36,7 @@ impl Node {
 
     fn peer_status(&self, peer: &Peer, now: Instant) -> PeerStatus {
         let direct = peer.direct.info();
+        let pinned = self.pins.get(&peer.id).copied();
         let session = peer.sessions.current().filter(|session| session.can_seal(now));
         let network = self.memberships.get(&peer.own).map(|membership| membership.network_name.clone());
         PeerStatus {
@@ -52,6 +54,13 @@ impl Node {
             },
             session_age_s: session.map(|session| now.saturating_since(session.made()).as_secs_f64()),
             cipher: session.map(|session| session.cipher().name()),
+            post_quantum: session.map(Session::post_quantum),
+            machine_key: peer.machine_key,
+            pinned_machine_key: pinned.filter(|pinned| peer.machine_key != Some(*pinned)),
+            untrusted: match peer.trust {
+                Trust::Refused(reason) => Some(reason),
+                Trust::NoKey | Trust::Verified => None,
+            },
             path: peer.path.path().map(Path::to_list).unwrap_or_default(),
             direct: direct.map(|info| info.place.remote),
             direct_kind: direct.map(|info| info.kind),

@@ -1,8 +1,10 @@
 //! One or two nodes, with the relay played by hand. Whole meshes are in `fuzz/sim`.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use super::*;
+use crate::proto::crypto::kem::KemKey;
 use crate::proto::drop_reason::DropReason;
 use crate::proto::error::ErrorCode;
 use crate::proto::time::UnixTime;
@@ -15,6 +17,7 @@ use crate::proto::wire::data::{DATA_HEADROOM, TAG_LEN};
 use crate::proto::wire::frame::{Flags, FrameType, Frames, HEADER_LEN, write_frame};
 
 mod direct;
+mod handshake;
 
 const ONE: RelayId = RelayId(1);
 const TWO: RelayId = RelayId(2);
@@ -29,7 +32,10 @@ fn machine(n: u8) -> MachineKey {
 }
 
 fn node_key(n: u8) -> NodeKey {
-    NodeKey::from_private([n; 32]).unwrap()
+    static KEM: Mutex<BTreeMap<u8, KemKey>> = Mutex::new(BTreeMap::new());
+    let mut kem = KEM.lock().unwrap();
+    let kem = kem.entry(n).or_insert_with(|| KemKey::generate().unwrap()).clone();
+    NodeKey::from_private([n; 32]).unwrap().with_kem(kem)
 }
 
 fn node(n: u8) -> Node {
@@ -54,7 +60,7 @@ fn peer(n: u8) -> Peer {
         node_id: NodeId(n.into()),
         name: format!("node-{n}"),
         machine_key: machine(n).public(),
-        node_key: Some(machine(n).sign_node_key(node_key(n).public(), 1)),
+        node_key: Some(machine(n).sign_node_key(&node_key(n), 1)),
         addresses: vec![[10, 0, 0, n].into()],
         online: true,
         relays: vec![ONE, TWO],

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::bytes::{Base64, PublicKey, Signature};
+use super::bytes::{Base64, KemPublicKey, PublicKey, Signature};
 use super::secret::Secret;
 use crate::proto::id::{NetworkId, NodeId, RelayId, RouteId};
 
@@ -23,6 +23,9 @@ pub struct AuthChallenge {
 pub struct SignedNodeKey {
     /// X25519.
     pub public: PublicKey,
+    /// ML-KEM-768; whose record has one has no sessions without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kem: Option<Box<KemPublicKey>>,
     /// Unix seconds.
     pub created: u64,
     /// By the machine_key, `docs/protocol.md` §2.1.
