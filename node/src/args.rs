@@ -119,6 +119,9 @@ pub(crate) struct Overrides {
     /// UDP port for direct paths: open it in a firewall, and peers need no luck [default: any]
     #[arg(long, env = "EDGELINK_P2P_PORT", value_name = "PORT")]
     pub(crate) p2p_port: Option<u16>,
+    /// Whether to ask the router by PCP, NAT-PMP or UPnP to let peers in [default: true]
+    #[arg(long, env = "EDGELINK_P2P_PORT_MAPPING", value_name = "BOOL")]
+    pub(crate) p2p_port_mapping: Option<bool>,
     /// error, warn, info, debug, trace, or a filter such as info,edgelink::control=debug [default: info]
     #[arg(long, env = "EDGELINK_LOG", value_name = "LEVEL")]
     pub(crate) log: Option<String>,

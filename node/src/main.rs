@@ -11,6 +11,7 @@ mod control;
 mod daemon;
 mod ipc;
 mod keys;
+mod mapping;
 mod network;
 mod system;
 

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::Shared;
 use crate::config::Settings;
 use crate::ipc::message::{Controller, ControllerState, Membership, OwnEndpoint, Pending, Status, rows};
+use crate::mapping::Picture;
 
 /// How things stand with the controller.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub(crate) struct View {
     pub(crate) memberships: Vec<NodeState>,
     endpoints: Vec<Endpoint>,
     nat: NatBehaviour,
+    /// `None`: the router is not asked.
+    mapping: Option<Picture>,
 }
 
 impl View {
@@ -36,6 +39,7 @@ impl View {
             memberships: Vec::new(),
             endpoints: Vec::new(),
             nat: NatBehaviour::default(),
+            mapping: None,
         }
     }
 
@@ -48,6 +52,11 @@ impl View {
     /// The same, best first.
     pub(crate) fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints
+    }
+
+    /// What the router does for this machine.
+    pub(crate) fn mapping(&mut self, picture: Option<Picture>) {
+        self.mapping = picture;
     }
 
     /// Notes a new state of the control link.
@@ -120,6 +129,7 @@ pub(crate) fn status(shared: &Shared, node: &NodeStatus, routes: Vec<IpNet>) -> 
             .map(|endpoint| OwnEndpoint { kind: endpoint.kind.clone(), address: endpoint.address })
             .collect(),
         nat: view.nat.to_string(),
+        port_mapping: view.mapping.clone(),
         drops: node.drops.iter().map(|(&reason, &count)| (reason.to_owned(), count)).collect(),
     }
 }

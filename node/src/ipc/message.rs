@@ -8,6 +8,8 @@ use meshdp::proto::id::{NodeId, RelayId};
 use meshdp::proto::node::NodeStatus;
 use serde::{Deserialize, Serialize};
 
+use crate::mapping::Picture;
+
 /// One request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
@@ -114,6 +116,8 @@ pub(crate) struct Status {
     pub(crate) endpoints: Vec<OwnEndpoint>,
     /// What the NAT before it does, in words.
     pub(crate) nat: String,
+    /// The router and what it maps to this machine; `None`: it is not asked.
+    pub(crate) port_mapping: Option<Picture>,
     /// Packets and frames dropped, by reason.
     pub(crate) drops: BTreeMap<String, u64>,
 }

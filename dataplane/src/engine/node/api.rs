@@ -154,6 +154,13 @@ pub enum Report {
         /// Machine keys by node id.
         pins: Vec<(NodeId, PublicKey)>,
     },
+    /// The UDP sockets have these ports now; `None`: there is no socket of that family.
+    Sockets {
+        /// For IPv4.
+        port4: Option<u16>,
+        /// For IPv6.
+        port6: Option<u16>,
+    },
     /// A relay could not be reached or the connection to it broke; the machine tries again.
     RelayFailed {
         /// Its name.

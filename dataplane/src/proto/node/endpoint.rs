@@ -38,6 +38,11 @@ impl Node {
         if endpoints == self.net.endpoints {
             return;
         }
+        let only_mapped = LocalEndpoints { mapped: self.net.endpoints.mapped.clone(), ..endpoints.clone() };
+        if only_mapped == self.net.endpoints {
+            self.net.endpoints = endpoints;
+            return self.local_changed(now);
+        }
         let ips = |endpoints: &LocalEndpoints| -> BTreeSet<IpAddr> {
             endpoints.addresses.iter().map(ipnet::IpNet::addr).collect()
         };
