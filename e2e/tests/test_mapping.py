@@ -58,9 +58,19 @@ class Home:
         mesh.wait_connected()
         self.a, self.b = mesh.nodes
 
-    def restart(self, *services: str) -> Process:
+        self.daemon: Process | None = None
+
+    def restart(self, *services: str) -> None:
         """Node a anew, behind a router with these services."""
         self.a.kill()
+        self.restart_router(*services)
+        self.a.start()
+        self.mesh.wait_connected()
+
+    def restart_router(self, *services: str) -> None:
+        """The router forgets what it had mapped."""
+        if self.daemon is not None:
+            self.daemon.stop()
         symmetric(self.router)
         config = [
             "ext_ifname=eth0",
@@ -83,13 +93,11 @@ class Home:
         (self.mesh.lab.path / "leases").unlink(missing_ok=True)
         log = self.mesh.lab.path / "miniupnpd.log"
         log.unlink(missing_ok=True)
-        daemon = self.router.start(
-            "miniupnpd", "miniupnpd", "-d", "-f", str(file), "-P", str(self.mesh.lab.path / "miniupnpd.pid")
-        )
-        daemon.wait_for("Listening for NAT-PMP/PCP" if "enable_natpmp" in services else "HTTP listening on port")
-        self.a.start()
-        self.mesh.wait_connected()
-        return daemon
+        pid = self.mesh.lab.path / "miniupnpd.pid"
+        pid.unlink(missing_ok=True)
+        self.daemon = self.router.start("miniupnpd", "miniupnpd", "-d", "-f", str(file), "-P", str(pid))
+        listening = "Listening for NAT-PMP/PCP" if "enable_natpmp" in services else "HTTP listening on port"
+        self.daemon.wait_for(listening)
 
     def rules(self) -> str:
         """What the router maps."""
@@ -111,7 +119,7 @@ def mapped(node: Node) -> dict[str, Any]:
     ("service", "protocol"), [("enable_natpmp", "pcp"), ("enable_upnp", "upnp")], ids=["pcp", "upnp"]
 )
 def test_a_peer_behind_a_hard_nat_comes_in_by_the_mapped_port(home: Home, service: str, protocol: str) -> None:
-    daemon = home.restart(service)
+    home.restart(service)
     mapping = until("the router maps the port", UNTIL_MAPPED, lambda: mapped(home.a))
     assert isinstance(mapping, dict)
     assert mapping["protocol"] == protocol
@@ -139,19 +147,21 @@ def test_a_peer_behind_a_hard_nat_comes_in_by_the_mapped_port(home: Home, servic
 
     home.a.cli("down")
     assert f"dport {port}" not in home.rules(), f"taken back at the end:\n{home.rules()}"
-    daemon.stop()
     home.a.start()
 
 
 def test_a_mapping_that_the_router_forgot_is_asked_for_again_when_the_network_changes(home: Home) -> None:
-    home.restart("enable_natpmp").stop()
-    until("nothing is mapped by a router that is away", UNTIL_MAPPED, lambda: home.a.status()["port_mapping"]["upnp"] is not None)
     home.restart("enable_natpmp")
     until("it is mapped", UNTIL_MAPPED, lambda: mapped(home.a))
+    home.restart_router("enable_natpmp")
+    assert "dport" not in home.rules()
+    home.a.host.run("ip", "address", "add", "10.7.1.99/24", "dev", "eth0")
+    until("it is mapped again", UNTIL_MAPPED, lambda: "dport" in home.rules())
+    home.a.host.run("ip", "address", "del", "10.7.1.99/24", "dev", "eth0")
 
 
 def test_without_port_mapping_the_router_is_not_asked(home: Home) -> None:
-    daemon = home.restart("enable_natpmp", "enable_upnp")
+    home.restart("enable_natpmp", "enable_upnp")
     until("the router maps the port", UNTIL_MAPPED, lambda: mapped(home.a))
     home.a.cli("down")
     args = home.a.args
@@ -163,4 +173,3 @@ def test_without_port_mapping_the_router_is_not_asked(home: Home) -> None:
         assert "dport" not in home.rules()
     finally:
         home.a.args = args
-        daemon.stop()
