@@ -122,6 +122,9 @@ pub(crate) struct Overrides {
     /// Whether to ask the router by PCP, NAT-PMP or UPnP to let peers in [default: true]
     #[arg(long, env = "EDGELINK_P2P_PORT_MAPPING", value_name = "BOOL")]
     pub(crate) p2p_port_mapping: Option<bool>,
+    /// Whether to look for peers on this machine's own networks by multicast [default: true]
+    #[arg(long, env = "EDGELINK_P2P_LAN_DISCOVERY", value_name = "BOOL")]
+    pub(crate) p2p_lan_discovery: Option<bool>,
     /// error, warn, info, debug, trace, or a filter such as info,edgelink::control=debug [default: info]
     #[arg(long, env = "EDGELINK_LOG", value_name = "LEVEL")]
     pub(crate) log: Option<String>,

@@ -9,6 +9,7 @@ mod command;
 mod config;
 mod control;
 mod daemon;
+mod discovery;
 mod ipc;
 mod keys;
 mod mapping;

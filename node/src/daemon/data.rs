@@ -149,6 +149,7 @@ const fn is_needed(report: &Report) -> bool {
                     | Event::DirectChanged { .. }
                     | Event::RelayState { .. }
                     | Event::LatencyReport(_)
+                    | Event::Announce { .. }
             )
     )
 }

@@ -5,7 +5,7 @@
 //! command line ──socket──▶ status, ping, down
 //! ```
 //!
-//! Beside them: [`network`] watches the machine's addresses and [`crate::mapping`] the router, for the direct paths.
+//! Beside them: [`network`] watches the machine's addresses [`crate::mapping`] the router, and [`crate::discovery`] listens for peers nearby, all for the direct paths.
 //!
 //! Start: keys, TUN device, last known configuration; all of that works without the controller. End: connections are closed, the device goes and takes
 //! addresses and routes along. What `kill -9` leaves behind is a socket file, which the next start replaces.
@@ -40,6 +40,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use crate::config::Settings;
 use crate::control::link::{self, LinkEvent, LinkSettings, Request, SharedIdentity};
 use crate::control::sign_in::{Introduction, News, authorise_advice};
+use crate::discovery::Lan;
 use crate::ipc::message::ControllerState;
 use crate::ipc::server::{Listener, MAX_CLIENTS};
 use crate::keys::{Keys, create_private_dir};
@@ -90,6 +91,7 @@ struct Daemon {
     /// Of this machine, without the mesh's.
     interfaces: Option<watch::Receiver<BTreeSet<Address>>>,
     mapper: Option<Mapper>,
+    lan: Option<Lan>,
     store: Store,
     /// By own node id.
     addresses: BTreeMap<NodeId, Vec<IpNet>>,
@@ -156,6 +158,7 @@ impl Daemon {
         let interfaces = if settings.p2p.enabled { watch_network(&system).await } else { None };
         let mapper =
             (settings.p2p.port_mapping && interfaces.is_some()).then(|| Mapper::start(system.index()));
+        let lan = (settings.p2p.lan_discovery && interfaces.is_some()).then(Lan::new);
         let view = View::new(&settings);
         let shared = Rc::new(Shared {
             settings,
@@ -165,7 +168,7 @@ impl Daemon {
             stop,
             clients: Cell::new(0),
         });
-        let daemon = Self {
+        let mut daemon = Self {
             shared,
             listener,
             reports,
@@ -175,6 +178,7 @@ impl Daemon {
             system,
             interfaces,
             mapper,
+            lan,
             store,
             addresses: BTreeMap::new(),
             routes: Vec::new(),
@@ -215,6 +219,10 @@ impl Daemon {
                 }
                 () = changed(&mut self.interfaces) => self.send_endpoints(),
                 () = remapped(&mut self.mapper) => self.send_endpoints(),
+                datagram = announced(&mut self.lan) => {
+                    // One that is not taken comes again.
+                    let _ = self.shared.data.send(Command::Announcement(datagram));
+                }
                 _ = terminate.recv() => return {
                     let _: () = tracing::info!("stopping on SIGTERM");
                     Ok(())
@@ -322,6 +330,11 @@ impl Daemon {
                 self.ask(NodeUpdate { endpoints: Some(endpoints), ..NodeUpdate::default() });
             }
             Event::RelayState { relay, ready } => tracing::info!(%relay, ready, "relay"),
+            Event::Announce { from, datagram } => {
+                if let Some(lan) = &self.lan {
+                    lan.announce(from, &datagram);
+                }
+            }
             Event::LatencyReport(report) => drop(self.link.try_send(Request::Report(report))),
             Event::NeedTokens => self.ask(NodeUpdate { refresh_tokens: true, ..NodeUpdate::default() }),
             _ => {}
@@ -336,9 +349,12 @@ impl Daemon {
     }
 
     /// Tells the data thread where its UDP sockets belong and which addresses this machine has.
-    fn send_endpoints(&self) {
+    fn send_endpoints(&mut self) {
         let Some(interfaces) = &self.interfaces else { return };
         let port = self.shared.settings.p2p.port;
+        if let Some(lan) = &mut self.lan {
+            lan.listen_on(&interfaces.borrow());
+        }
         let picture = self.mapper.as_ref().map(|mapper| {
             mapper.want(|wanted| wanted.addresses.clone_from(&interfaces.borrow()));
             mapper.picture()
@@ -348,6 +364,7 @@ impl Daemon {
             bind6: Some((Ipv6Addr::UNSPECIFIED, port).into()),
             addresses: interfaces.borrow().iter().map(|address| address.net).collect(),
             mapped: picture.as_ref().map(Picture::addresses).unwrap_or_default(),
+            lan_discovery: self.lan.is_some(),
         };
         self.shared.view.borrow_mut().mapping(picture);
         tracing::debug!(addresses = ?endpoints.addresses, "this machine's addresses");
@@ -544,6 +561,14 @@ async fn changed(interfaces: &mut Option<watch::Receiver<BTreeSet<Address>>>) {
         return;
     }
     std::future::pending::<()>().await;
+}
+
+/// Waits for an announcement on an own network.
+async fn announced(lan: &mut Option<Lan>) -> Vec<u8> {
+    match lan {
+        Some(lan) => lan.heard().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Waits for another picture of the router.

@@ -115,6 +115,8 @@ pub struct LocalEndpoints {
     pub mapped: Vec<SocketAddr>,
     /// Sockets that may be opened for a search among random ports; 0: none.
     pub extra_sockets: u16,
+    /// Whether the own networks are told where this node is ([`Event::Announce`]).
+    pub lan_discovery: bool,
 }
 
 /// What became of a packet from the TUN device.
@@ -224,6 +226,13 @@ pub enum Event {
         endpoints: Vec<Endpoint>,
         /// What the NAT does, as far as it is known.
         nat: NatBehaviour,
+    },
+    /// Tell the network that this address of ours is in: send it to the group of [`crate::proto::path::beacon`].
+    Announce {
+        /// The own address.
+        from: IpAddr,
+        /// What to send.
+        datagram: Vec<u8>,
     },
     /// A relay is ready for at least one membership, or no longer.
     RelayState {

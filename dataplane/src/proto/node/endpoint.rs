@@ -17,7 +17,7 @@ use crate::proto::wire::control::node::Endpoint;
 #[derive(Debug, Default)]
 pub(super) struct Net {
     pub(super) local: Local,
-    endpoints: LocalEndpoints,
+    pub(super) endpoints: LocalEndpoints,
     servers: Vec<SocketAddr>,
     discoveries: Vec<Discovery>,
     /// What the controller was told.
@@ -61,6 +61,7 @@ impl Node {
         self.net.discoveries.clear();
         self.local_changed(now);
         self.ask_servers(now);
+        self.start_announcing(now);
         if moved {
             for key in self.connected() {
                 self.with_direct(key, now, Direct::moved);

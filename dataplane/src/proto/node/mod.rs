@@ -22,6 +22,7 @@ mod data;
 mod direct;
 mod directory;
 mod endpoint;
+mod lan;
 mod own_key;
 mod peer;
 mod queue;
@@ -41,6 +42,7 @@ use rand_chacha::ChaCha20Rng;
 use self::connection::Connection;
 use self::directory::Directory;
 use self::endpoint::Net;
+use self::lan::Lan;
 use self::own_key::OwnKeys;
 use self::timer::{Timer, Timers};
 use crate::proto::crypto::keys::{MachineKey, NodeKey};
@@ -98,6 +100,7 @@ pub struct Node {
     gone: Vec<SessionIndex>,
     tokens_asked: Option<Instant>,
     net: Net,
+    lan: Lan,
 }
 
 /// A network that this node is in.
@@ -159,6 +162,7 @@ impl Node {
             gone: Vec::new(),
             tokens_asked: None,
             net: Net::default(),
+            lan: Lan::default(),
         }
     }
 
@@ -184,6 +188,7 @@ impl Node {
                 Timer::PreviousKey => self.keys.expire(now.instant),
                 Timer::Tokens => self.need_tokens(now),
                 Timer::Stun => self.stun_due(now),
+                Timer::Announce => self.announce_due(now),
             }
         }
     }

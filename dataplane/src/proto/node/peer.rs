@@ -8,11 +8,12 @@ use ipnet::IpNet;
 
 use super::api::{Target, Untrusted};
 use super::direct::Origin;
+use super::lan::Neighbour;
 use super::queue::PacketQueue;
 use crate::proto::crypto::keys::key_id;
 use crate::proto::id::{NodeId, RelayId};
 use crate::proto::path::choice::{Advice, Path, PathChoice};
-use crate::proto::path::direct::Direct;
+use crate::proto::path::direct::{Direct, Place};
 use crate::proto::routing::source::AllowedAddresses;
 use crate::proto::session::handshake::ExpectResponse;
 use crate::proto::session::registry::SessionSet;
@@ -158,6 +159,8 @@ pub(super) struct Peer {
     pub(super) path: PathChoice,
     /// Beside them.
     pub(super) direct: Direct,
+    /// On an own network.
+    pub(super) lan: Neighbour,
     avoided: Vec<(RelayId, Instant)>,
     /// Packets that wait for a session.
     pub(super) queue: PacketQueue,
@@ -205,6 +208,7 @@ impl Peer {
             direct_budget: InitBudget { left: INIT_BURST, refilled: now },
             path: PathChoice::default(),
             direct: Direct::default(),
+            lan: Neighbour::default(),
             avoided: Vec::new(),
             queue: PacketQueue::default(),
             traffic: Traffic::default(),
@@ -321,7 +325,8 @@ impl Peer {
 
     /// The same of one that came directly: only from where the peer is known to be.
     pub(super) fn take_direct_budget(&mut self, origin: Origin, now: Instant) -> bool {
-        matches!(origin, Origin::Direct(place) if self.direct.knows(place)) && self.direct_budget.take(now)
+        let known = |place: Place| self.direct.knows(place) || self.lan.is_at(place.remote, now);
+        matches!(origin, Origin::Direct(place) if known(place)) && self.direct_budget.take(now)
     }
 }
 

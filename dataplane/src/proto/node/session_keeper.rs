@@ -65,7 +65,9 @@ impl Node {
             .path()
             .map(Target::from)
             .or_else(|| peer.direct.info().map(|i| Target::Direct(i.place)));
-        let (Some(target), Some(peer_key)) = (target, peer.keys.current()) else { return };
+        // Else where it was heard on an own network.
+        let targets: Vec<Target> = target.map_or_else(|| peer.lan.places(now.instant), |target| vec![target]);
+        let Some(peer_key) = peer.keys.current().filter(|_| !targets.is_empty()) else { return };
         // Peers hear of a new key from the controller, which may take longer than the first attempt: without a session that could wait,
         // every other attempt is made with the key that they know.
         let has_session = peer.sessions.sealing(now.instant).is_some();
@@ -95,7 +97,9 @@ impl Node {
         if let Some(pending) = self.directory.get_mut(key).and_then(|peer| peer.pending.as_mut()) {
             pending.attempts.push_back(state);
         }
-        self.outbox.send(&mut self.relays, target, frame, now.instant);
+        for target in targets {
+            self.outbox.send(&mut self.relays, target, frame.clone(), now.instant);
+        }
     }
 
     fn give_up(&mut self, key: PeerKey, now: Instant) {

@@ -15,6 +15,7 @@ use crate::proto::wire::data::{DATA_HEADROOM, TAG_LEN};
 use crate::proto::wire::frame::{Flags, FrameType, Frames, HEADER_LEN, write_frame};
 
 mod direct;
+mod lan;
 
 const ONE: RelayId = RelayId(1);
 const TWO: RelayId = RelayId(2);

@@ -26,6 +26,7 @@ mod tests;
 mod track;
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use rand_core::RngCore;
@@ -108,6 +109,14 @@ impl Direct {
     /// What the controller says of the peer's addresses: they are asked until the peer itself tells.
     pub fn announced(&mut self, candidates: impl Iterator<Item = Candidate>) {
         self.punch.announced(candidates);
+    }
+
+    /// The peer was heard on an own network, at one more address. `session`: there is one, so that it can be asked at once.
+    pub fn discovered(&mut self, address: SocketAddr, session: bool, context: &mut Context<'_>) {
+        let place = Place { socket: SocketId(0), remote: address };
+        if self.punch.discovered(address) && session && self.track_mut(place).is_none() {
+            self.ask(place, Kind::Discovered, Purpose::Search, context);
+        }
     }
 
     /// Whether the peer is known to be there.
