@@ -14,6 +14,7 @@ First steps:
   edgelink up --controller wss://controller.example/ws/control    join and stay in the foreground (Ctrl-C leaves)
   edgelink status                                                 addresses, peers, relays
   edgelink ping server                                            is that peer there, over which path, how fast
+  edgelink netcheck                                               what the network lets through, and what to expect of it
   edgelink down                                                   leave
 
 `up` needs the right to make network interfaces: run it as root, or give the program that right once with
@@ -41,6 +42,8 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Send end-to-end echoes to a peer through the encrypted session
     Ping(PingArgs),
+    /// Look at what is between this machine and others: NAT, router, relays, and what will work with whom
+    Netcheck(NetcheckArgs),
     /// Show the public halves of this machine's keys
     Keys(KeysArgs),
     /// Show the version and what it was built for
@@ -171,6 +174,9 @@ pub(crate) enum Output {
 /// `status`
 #[derive(Args, Debug)]
 pub(crate) struct StatusArgs {
+    /// Show it again every so many seconds, in place, until Ctrl-C [default: 2]
+    #[arg(short, long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2")]
+    pub(crate) watch: Option<f64>,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
     #[command(flatten)]
@@ -192,6 +198,18 @@ pub(crate) struct PingArgs {
     /// Seconds to wait for an answer
     #[arg(short = 'W', long, default_value_t = 2.0, value_name = "SECONDS")]
     pub(crate) timeout: f64,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
+/// `netcheck`
+#[derive(Args, Debug)]
+pub(crate) struct NetcheckArgs {
+    /// Ask this STUN server instead of the daemon; may be given several times, and two servers tell more than one
+    #[arg(long = "stun", value_name = "HOST:PORT")]
+    pub(crate) stun: Vec<String>,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
     #[command(flatten)]

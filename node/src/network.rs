@@ -88,6 +88,15 @@ async fn addresses(netlink: &Handle, own: u32) -> anyhow::Result<BTreeSet<Addres
         .collect())
 }
 
+/// The addresses now. In a tokio runtime.
+pub(crate) async fn look() -> anyhow::Result<BTreeSet<Address>> {
+    let (connection, netlink, _) = new_connection().context("cannot talk to the kernel over netlink")?;
+    let connection = tokio::spawn(connection);
+    let found = addresses(&netlink, 0).await;
+    connection.abort();
+    found
+}
+
 /// The default routers for IPv4 and IPv6, the preferred one of each, but for those behind interface `own`. In a tokio runtime.
 pub(crate) async fn gateways(own: u32) -> anyhow::Result<Vec<Gateway>> {
     let (connection, netlink, _) = new_connection().context("cannot talk to the kernel over netlink")?;

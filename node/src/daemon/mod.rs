@@ -326,7 +326,7 @@ impl Daemon {
             Event::DirectChanged { peer, address } => tracing::info!(%peer, ?address, "direct path"),
             Event::EndpointsChanged { endpoints, nat } => {
                 tracing::info!(?endpoints, ?nat, "reachable at");
-                self.shared.view.borrow_mut().reachable(&endpoints, nat);
+                self.shared.view.borrow_mut().reachable(&endpoints);
                 self.ask(NodeUpdate { endpoints: Some(endpoints), ..NodeUpdate::default() });
             }
             Event::RelayState { relay, ready } => tracing::info!(%relay, ready, "relay"),

@@ -2,7 +2,6 @@
 
 use ipnet::IpNet;
 use meshdp::proto::node::NodeStatus;
-use meshdp::proto::path::nat::NatBehaviour;
 use meshdp::proto::wire::control::node::{AuthState, Endpoint, NodeState, Settings as NetworkSettings};
 use tokio::time::Instant;
 
@@ -10,6 +9,7 @@ use super::Shared;
 use crate::config::Settings;
 use crate::ipc::message::{Controller, ControllerState, Membership, OwnEndpoint, Pending, Status, rows};
 use crate::mapping::Picture;
+use crate::netcheck;
 
 /// How things stand with the controller.
 #[derive(Debug)]
@@ -22,7 +22,6 @@ pub(crate) struct View {
     /// From the last AUTH_RESPONSE.
     pub(crate) memberships: Vec<NodeState>,
     endpoints: Vec<Endpoint>,
-    nat: NatBehaviour,
     /// `None`: the router is not asked.
     mapping: Option<Picture>,
 }
@@ -38,15 +37,13 @@ impl View {
             message: None,
             memberships: Vec::new(),
             endpoints: Vec::new(),
-            nat: NatBehaviour::default(),
             mapping: None,
         }
     }
 
     /// Where this machine may be reached by UDP.
-    pub(crate) fn reachable(&mut self, endpoints: &[Endpoint], nat: NatBehaviour) {
+    pub(crate) fn reachable(&mut self, endpoints: &[Endpoint]) {
         self.endpoints = endpoints.to_vec();
-        self.nat = nat;
     }
 
     /// The same, best first.
@@ -128,7 +125,12 @@ pub(crate) fn status(shared: &Shared, node: &NodeStatus, routes: Vec<IpNet>) -> 
             .iter()
             .map(|endpoint| OwnEndpoint { kind: endpoint.kind.clone(), address: endpoint.address })
             .collect(),
-        nat: view.nat.to_string(),
+        nat: node.nat.to_string(),
+        nat_class: node.nat.mapping.map(|_| netcheck::class_name(node.nat.class()).to_owned()),
+        reach: netcheck::reach(
+            node.nat,
+            view.mapping.as_ref().is_some_and(|picture| !picture.mapped.is_empty()),
+        ),
         port_mapping: view.mapping.clone(),
         drops: node.drops.iter().map(|(&reason, &count)| (reason.to_owned(), count)).collect(),
     }

@@ -316,6 +316,8 @@ pub struct NodeStatus {
     pub peers: Vec<PeerStatus>,
     /// Relays, by id.
     pub relays: Vec<RelayStatus>,
+    /// What is known of the NAT in front of this node (IPv4).
+    pub nat: NatBehaviour,
     /// Packets and frames dropped, by reason; zeros left out.
     pub drops: std::collections::BTreeMap<&'static str, u64>,
 }
@@ -360,6 +362,10 @@ pub struct PeerStatus {
     pub direct: Option<SocketAddr>,
     /// What sort of address that is.
     pub direct_kind: Option<Kind>,
+    /// The longest IP packet that the direct path is known to carry whole, headers of the path included.
+    pub direct_mtu: Option<u16>,
+    /// What the peer says of its NAT.
+    pub nat: Option<NatBehaviour>,
     /// Last measured round trip to the peer, milliseconds.
     pub rtt_ms: Option<f64>,
     /// Bytes of IP packets sent.
@@ -387,4 +393,8 @@ pub struct RelayStatus {
     pub rtt_ms: Option<f64>,
     /// The relay's last word when it refused us.
     pub error: Option<String>,
+    /// Its STUN server.
+    pub stun: Option<SocketAddr>,
+    /// Where the STUN server saw this node last; `None`: it has not answered, or was not asked.
+    pub seen_as: Option<SocketAddr>,
 }

@@ -25,6 +25,11 @@ pub(super) struct Net {
 }
 
 impl Net {
+    /// Where a STUN server saw this node last.
+    pub(super) fn seen_by(&self, server: SocketAddr) -> Option<SocketAddr> {
+        self.discoveries.iter().find_map(|discovery| discovery.seen_by(server))
+    }
+
     /// Whether a socket of ours has this port; nobody else can then.
     pub(super) fn is_own_port(&self, port: u16) -> bool {
         self.endpoints.port4 == Some(port) || self.endpoints.port6 == Some(port)

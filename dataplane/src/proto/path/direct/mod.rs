@@ -38,6 +38,7 @@ use self::track::{Due, Purpose, Track};
 use super::backoff::jitter;
 use super::candidate::{Candidate, Kind};
 use super::message::{Call, Inner, Probe, ProbeAck};
+use super::nat::NatBehaviour;
 use crate::proto::time::Instant;
 
 pub use api::{Context, Local, Output, PathInfo, Place, Settings, SocketId};
@@ -162,6 +163,11 @@ impl Direct {
         let track = self.tracks.iter().find(|track| track.place == selected.place)?;
         let (place, kind) = (track.place, track.kind);
         Some(PathInfo { place, kind, rtt: track.rtt.value(), datagram: track.mtu.good() })
+    }
+
+    /// What the peer has said of its NAT.
+    pub fn remote_nat(&self) -> Option<NatBehaviour> {
+        self.punch.called.then_some(self.punch.remote_nat)
     }
 
     /// The idle time after which a NAT on the way was found to forget, if one did.

@@ -122,6 +122,11 @@ impl Discovery {
         self.mapped
     }
 
+    /// The newest address as one server saw it.
+    pub fn seen_by(&self, server: SocketAddr) -> Option<SocketAddr> {
+        self.places.iter().find(|place| place.address == server)?.mapped
+    }
+
     /// What is known so far.
     pub const fn behaviour(&self) -> NatBehaviour {
         self.behaviour
