@@ -20,6 +20,7 @@ use crab_nat::{
     GATEWAY_PORT, GatewayAddress, InternetProtocol, PortMapping, PortMappingOptions, PortMappingType,
     TimeoutConfig, natpmp, pcp,
 };
+use igd_next::aio::tokio::{Tokio, search_gateway};
 use igd_next::{AddPortError, PortMappingProtocol, SearchOptions};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
@@ -79,6 +80,9 @@ pub(crate) struct Mapped {
     /// Where others reach it.
     pub(crate) external: SocketAddr,
 }
+
+/// A router found by UPnP.
+type Igd = igd_next::aio::Gateway<Tokio>;
 
 /// What is known of the router.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -172,7 +176,7 @@ struct Target {
 #[derive(Debug)]
 enum Held {
     Crab { mapping: Box<PortMapping>, external: IpAddr },
-    Upnp { gateway: Box<igd_next::Gateway>, local: SocketAddr, external: SocketAddr, lease: Duration },
+    Upnp { gateway: Box<Igd>, local: SocketAddr, external: SocketAddr, lease: Duration },
 }
 
 /// The task's state.
@@ -269,7 +273,8 @@ impl Keeper {
         if self.held.is_empty()
             && let Some(gateway) = igd
         {
-            match map_upnp(gateway, target.local, LEASE).await {
+            let mapped = timeout(PATIENCE, map_upnp(gateway, target.local, LEASE)).await;
+            match mapped.map_err(Into::into).flatten() {
                 Ok(held) => self.held.push(held),
                 Err(error) => {
                     tracing::info!(router = %target.gateway.ip, "the router's UPnP maps no port: {error:#}");
@@ -329,12 +334,8 @@ impl Held {
                 *external = external_address(mapping).await?;
             }
             Self::Upnp { gateway, local, external, lease } => {
-                let (gateway, local, port, lease) = (gateway.clone(), *local, external.port(), *lease);
-                let ip = apart(move || {
-                    add_upnp(&gateway, local, port, lease)?;
-                    Ok::<_, anyhow::Error>(gateway.get_external_ip()?)
-                });
-                external.set_ip(ip.await??);
+                timeout(PATIENCE, add_upnp(gateway, *local, external.port(), *lease)).await??;
+                external.set_ip(timeout(PATIENCE, gateway.get_external_ip()).await??);
             }
         }
         Ok(())
@@ -343,10 +344,11 @@ impl Held {
     async fn take_back(self) {
         let mapped = self.mapped();
         let done = match self {
-            Self::Crab { mapping, .. } => mapping.try_drop().await.map_err(|(error, _)| error.into()),
+            Self::Crab { mapping, .. } => {
+                mapping.try_drop().await.map_err(|(error, _)| anyhow::Error::from(error))
+            }
             Self::Upnp { gateway, external, .. } => {
-                let removed = apart(move || gateway.remove_port(PortMappingProtocol::UDP, external.port()));
-                removed.await.and_then(|removed| Ok(removed?))
+                gateway.remove_port(PortMappingProtocol::UDP, external.port()).await.map_err(Into::into)
             }
         };
         match done {
@@ -378,7 +380,7 @@ async fn look_for_pcp(target: Target, lease: Duration) -> Found {
     };
     let options = PortMappingOptions {
         external_port: Some(port),
-        lifetime_seconds: u32::try_from(lease.as_secs()).ok(),
+        lifetime_seconds: Some(seconds(lease)),
         timeout_config: Some(TIMING),
     };
     let request = pcp::BaseMapRequest::new(gateway, target.local.ip(), InternetProtocol::Udp, port);
@@ -425,59 +427,38 @@ fn protocol_of(mapping: &PortMapping) -> Protocol {
 }
 
 /// The UPnP router on the network of `target`.
-async fn find_igd(target: Target) -> Option<Box<igd_next::Gateway>> {
-    let found = apart(move || {
-        let mut options = SearchOptions::default();
-        options.bind_addr = SocketAddr::new(target.local.ip(), 0);
-        options.timeout = Some(SEARCH);
-        options.single_search_timeout = Some(SEARCH);
-        igd_next::search_gateway(options)
-    });
-    let found = found.await.and_then(|found| Ok(found?));
-    found.map(Box::new).inspect_err(|error| tracing::debug!("no UPnP router: {error:#}")).ok()
+async fn find_igd(target: Target) -> Option<Box<Igd>> {
+    let mut options = SearchOptions::default();
+    options.bind_addr = SocketAddr::new(target.local.ip(), 0);
+    options.timeout = Some(SEARCH);
+    options.single_search_timeout = Some(SEARCH);
+    let found = search_gateway(options).await;
+    found.map(Box::new).inspect_err(|error| tracing::debug!(%error, "no UPnP router")).ok()
 }
 
 /// The same port outside as inside, where that is free.
-async fn map_upnp(
-    gateway: Box<igd_next::Gateway>,
-    local: SocketAddr,
-    lease: Duration,
-) -> anyhow::Result<Held> {
-    apart(move || {
-        let ip = gateway.get_external_ip()?;
-        let (port, lease) = match add_upnp(&gateway, local, local.port(), lease) {
-            Ok(()) => (local.port(), lease),
-            Err(AddPortError::OnlyPermanentLeasesSupported) => {
-                add_upnp(&gateway, local, local.port(), Duration::ZERO)?;
-                (local.port(), Duration::ZERO)
-            }
-            Err(_) => {
-                let seconds = u32::try_from(lease.as_secs()).unwrap_or(0);
-                (gateway.add_any_port(PortMappingProtocol::UDP, local, seconds, DESCRIPTION)?, lease)
-            }
-        };
-        Ok(Held::Upnp { gateway, local, external: SocketAddr::new(ip, port), lease })
-    })
-    .await?
+async fn map_upnp(gateway: Box<Igd>, local: SocketAddr, lease: Duration) -> anyhow::Result<Held> {
+    let ip = gateway.get_external_ip().await?;
+    let (port, lease) = match add_upnp(&gateway, local, local.port(), lease).await {
+        Ok(()) => (local.port(), lease),
+        Err(AddPortError::OnlyPermanentLeasesSupported) => {
+            add_upnp(&gateway, local, local.port(), Duration::ZERO).await?;
+            (local.port(), Duration::ZERO)
+        }
+        Err(_) => {
+            let any = gateway.add_any_port(PortMappingProtocol::UDP, local, seconds(lease), DESCRIPTION);
+            (any.await?, lease)
+        }
+    };
+    Ok(Held::Upnp { gateway, local, external: SocketAddr::new(ip, port), lease })
 }
 
-fn add_upnp(
-    gateway: &igd_next::Gateway,
-    local: SocketAddr,
-    port: u16,
-    lease: Duration,
-) -> Result<(), AddPortError> {
-    let seconds = u32::try_from(lease.as_secs()).unwrap_or(0);
-    gateway.add_port(PortMappingProtocol::UDP, port, local, seconds, DESCRIPTION)
+async fn add_upnp(gateway: &Igd, local: SocketAddr, port: u16, lease: Duration) -> Result<(), AddPortError> {
+    gateway.add_port(PortMappingProtocol::UDP, port, local, seconds(lease), DESCRIPTION).await
 }
 
-/// Does what blocks on a thread of its own, which is left behind when it takes too long.
-async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
-    let (done, result) = oneshot::channel();
-    std::thread::Builder::new().name("edgelink-upnp".to_owned()).spawn(move || {
-        let _ = done.send(work());
-    })?;
-    Ok(timeout(PATIENCE, result).await??)
+fn seconds(lease: Duration) -> u32 {
+    u32::try_from(lease.as_secs()).unwrap_or(u32::MAX)
 }
 
 /// What to map where: one for each family that has a socket and a router, IPv4 first.
