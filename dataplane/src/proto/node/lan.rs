@@ -167,7 +167,10 @@ impl Node {
         let local = &self.net.local;
         let near = local.networks.iter().any(|network| network.contains(&address.ip()));
         let own = self.net.endpoints.addresses.iter().any(|net| net.addr() == address.ip());
-        if !near || own || !may_be_asked(address, local.loopback) {
+        // Another node on this machine has its interface here: a path into the mesh would be one by way of itself.
+        let mesh = self.memberships.values().flat_map(|membership| &membership.addresses);
+        let inside = mesh.into_iter().any(|net| net.contains(&address.ip()));
+        if !near || own || inside || !may_be_asked(address, local.loopback) {
             return;
         }
         let Some(peer) = self.directory.get_mut(key) else { return };
