@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import time
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,6 @@ def test_netcheck_says_what_the_daemon_knows(home: Mesh) -> None:
 
 
 def test_netcheck_works_without_a_daemon_and_sees_that_udp_is_blocked(home: Mesh) -> None:
-    a, b = home.nodes
     relay = home.relays[0].host.address
     stranger = home.lab.behind("stranger", home.lab.hosts[2])
     binary = str(home.bin / "edgelink")
@@ -96,14 +96,14 @@ def test_status_is_shown_again_and_again_until_it_is_interrupted(home: Mesh) -> 
     node = home.nodes[0]
     socket = str(node.state / "edgelink.sock")
     args = (str(node.bin / "edgelink"), "status", "--socket", socket, "--watch", "0.3", "--output", "json")
-    watching = subprocess.Popen(node.host.command(*args), stdout=subprocess.PIPE, text=True)
-    assert watching.stdout is not None
-    begin = time.monotonic()
-    ages = [json.loads(watching.stdout.readline())["uptime_s"] for _ in range(4)]
-    assert 0.8 < time.monotonic() - begin < 10
-    assert ages == sorted(set(ages))
-    watching.send_signal(2)
-    assert watching.wait(5) != 0
+    with subprocess.Popen(node.host.command(*args), stdout=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        begin = time.monotonic()
+        ages = [json.loads(watching.stdout.readline())["uptime_s"] for _ in range(4)]
+        assert 0.8 < time.monotonic() - begin < 10
+        assert ages == sorted(set(ages))
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(5) != 0
     # On a terminal, in place.
     script = node.host.command("script", "-qec", f"timeout -s INT 1.5 {' '.join(args[:-2])}", "/dev/null")
     drawn = subprocess.run(script, check=False, capture_output=True, text=True).stdout
