@@ -14,6 +14,7 @@ First steps:
   edgelink up --controller wss://controller.example/ws/control    join and stay in the foreground (Ctrl-C leaves)
   edgelink status                                                 addresses, peers, relays
   edgelink ping server                                            is that peer there, over which path, how fast
+  edgelink netcheck                                               what the network lets through, and what to expect of it
   edgelink down                                                   leave
 
 `up` needs the right to make network interfaces: run it as root, or give the program that right once with
@@ -41,6 +42,8 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Send end-to-end echoes to a peer through the encrypted session
     Ping(PingArgs),
+    /// Look at what is between this machine and others: NAT, router, relays, and what will work with whom
+    Netcheck(NetcheckArgs),
     /// Show the public halves of this machine's keys, or accept a peer's new one
     Keys(KeysArgs),
     /// Show the version and what it was built for
@@ -122,6 +125,12 @@ pub(crate) struct Overrides {
     /// UDP port for direct paths: open it in a firewall, and peers need no luck [default: any]
     #[arg(long, env = "EDGELINK_P2P_PORT", value_name = "PORT")]
     pub(crate) p2p_port: Option<u16>,
+    /// Whether to ask the router by PCP, NAT-PMP or UPnP to let peers in [default: true]
+    #[arg(long, env = "EDGELINK_P2P_PORT_MAPPING", value_name = "BOOL")]
+    pub(crate) p2p_port_mapping: Option<bool>,
+    /// Whether to look for peers on this machine's own networks by multicast [default: true]
+    #[arg(long, env = "EDGELINK_P2P_LAN_DISCOVERY", value_name = "BOOL")]
+    pub(crate) p2p_lan_discovery: Option<bool>,
     /// error, warn, info, debug, trace, or a filter such as info,edgelink::control=debug [default: info]
     #[arg(long, env = "EDGELINK_LOG", value_name = "LEVEL")]
     pub(crate) log: Option<String>,
@@ -168,6 +177,9 @@ pub(crate) enum Output {
 /// `status`
 #[derive(Args, Debug)]
 pub(crate) struct StatusArgs {
+    /// Show it again every so many seconds, in place, until Ctrl-C [default: 2]
+    #[arg(short, long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2")]
+    pub(crate) watch: Option<f64>,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
     #[command(flatten)]
@@ -189,6 +201,18 @@ pub(crate) struct PingArgs {
     /// Seconds to wait for an answer
     #[arg(short = 'W', long, default_value_t = 2.0, value_name = "SECONDS")]
     pub(crate) timeout: f64,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
+/// `netcheck`
+#[derive(Args, Debug)]
+pub(crate) struct NetcheckArgs {
+    /// Ask this STUN server instead of the daemon; may be given several times, and two servers tell more than one
+    #[arg(long = "stun", value_name = "HOST:PORT")]
+    pub(crate) stun: Vec<String>,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
     #[command(flatten)]

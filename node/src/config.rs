@@ -65,6 +65,10 @@ pub(crate) struct P2p {
     pub(crate) enabled: bool,
     /// Of the UDP sockets; 0: any.
     pub(crate) port: u16,
+    /// Whether the router is asked to let peers in.
+    pub(crate) port_mapping: bool,
+    /// Whether peers on this network are looked for.
+    pub(crate) lan_discovery: bool,
     /// Overrides the operator's.
     pub(crate) keepalive: Option<Duration>,
 }
@@ -208,6 +212,8 @@ fn merge(overrides: &Overrides, file: ConfigFile) -> anyhow::Result<Settings> {
         p2p: P2p {
             enabled: overrides.p2p.or(file.p2p.enabled).unwrap_or(true),
             port: overrides.p2p_port.or(file.p2p.port).unwrap_or(0),
+            port_mapping: overrides.p2p_port_mapping.or(file.p2p.port_mapping).unwrap_or(true),
+            lan_discovery: overrides.p2p_lan_discovery.or(file.p2p.lan_discovery).unwrap_or(true),
             keepalive: file.p2p.keepalive_interval_seconds.map(Duration::from_secs),
         },
         latency_report: file.relay.latency_report_interval_seconds.map(Duration::from_secs),

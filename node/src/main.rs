@@ -9,8 +9,11 @@ mod command;
 mod config;
 mod control;
 mod daemon;
+mod discovery;
 mod ipc;
 mod keys;
+mod mapping;
+mod netcheck;
 mod network;
 mod system;
 
@@ -27,6 +30,7 @@ fn main() -> ExitCode {
         Command::Down(args) => command::down::run(args),
         Command::Status(args) => command::status::run(args),
         Command::Ping(args) => command::ping::run(args),
+        Command::Netcheck(args) => command::netcheck::run(args),
         Command::Keys(args) => command::keys::run(args),
         Command::Version(args) => command::version::run(args),
     };

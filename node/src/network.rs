@@ -1,10 +1,10 @@
-//! The machine's own addresses, and word of every change of them, over rtnetlink(7).
+//! The machine's own addresses, word of every change of them, and the routers that it is behind, over rtnetlink(7).
 //!
 //! What counts: addresses of interfaces that are up and connected, but for loopback, link-local ones, and the node's own interface, whose
 //! packets this is all about. One change of a network is many messages: they are let come in for a moment.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -12,7 +12,8 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 use ipnet::IpNet;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use rtnetlink::packet_route::link::LinkFlags;
-use rtnetlink::{Handle, MulticastGroup, new_multicast_connection};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
+use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -23,8 +24,26 @@ const AT_MOST: Duration = Duration::from_millis(500);
 /// Without any message, so often: what was missed when the kernel had more to say than its buffer holds.
 const LOOK: Duration = Duration::from_mins(1);
 
+/// An address of this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Address {
+    /// With its network.
+    pub(crate) net: IpNet,
+    /// The index of its interface.
+    pub(crate) link: u32,
+}
+
+/// The router behind which everything else is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Gateway {
+    /// Its address; an IPv6 one is mostly link-local.
+    pub(crate) ip: IpAddr,
+    /// The index of the interface that it is behind.
+    pub(crate) link: u32,
+}
+
 /// The addresses now, and from then on; it ends with the last receiver. `own` is the index of the interface that does not count. In a tokio runtime with a local set.
-pub(crate) async fn watch(own: u32) -> anyhow::Result<watch::Receiver<BTreeSet<IpNet>>> {
+pub(crate) async fn watch(own: u32) -> anyhow::Result<watch::Receiver<BTreeSet<Address>>> {
     let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
     let (connection, netlink, mut messages) =
         new_multicast_connection(&groups).context("cannot watch the network over netlink")?;
@@ -51,7 +70,7 @@ pub(crate) async fn watch(own: u32) -> anyhow::Result<watch::Receiver<BTreeSet<I
 }
 
 /// All that count.
-async fn addresses(netlink: &Handle, own: u32) -> anyhow::Result<BTreeSet<IpNet>> {
+async fn addresses(netlink: &Handle, own: u32) -> anyhow::Result<BTreeSet<Address>> {
     let links = netlink.link().get().execute().try_collect::<Vec<_>>().await.context("cannot list links")?;
     let connected: BTreeSet<u32> = links
         .iter()
@@ -65,8 +84,53 @@ async fn addresses(netlink: &Handle, own: u32) -> anyhow::Result<BTreeSet<IpNet>
     Ok(addresses
         .iter()
         .filter(|message| connected.contains(&message.header.index))
-        .filter_map(usable)
+        .filter_map(|message| Some(Address { net: usable(message)?, link: message.header.index }))
         .collect())
+}
+
+/// The addresses now. In a tokio runtime.
+pub(crate) async fn look() -> anyhow::Result<BTreeSet<Address>> {
+    let (connection, netlink, _) = new_connection().context("cannot talk to the kernel over netlink")?;
+    let connection = tokio::spawn(connection);
+    let found = addresses(&netlink, 0).await;
+    connection.abort();
+    found
+}
+
+/// The default routers for IPv4 and IPv6, the preferred one of each, but for those behind interface `own`. In a tokio runtime.
+pub(crate) async fn gateways(own: u32) -> anyhow::Result<Vec<Gateway>> {
+    let (connection, netlink, _) = new_connection().context("cannot talk to the kernel over netlink")?;
+    let connection = tokio::spawn(connection);
+    let all4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    let all6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
+    let mut found = Vec::new();
+    for all in [all4, all6] {
+        let routes = netlink.route().get(all).execute().try_collect::<Vec<_>>().await;
+        let routes = routes.context("cannot list routes")?;
+        let best = routes.iter().filter_map(default_route).filter(|(_, gateway)| gateway.link != own);
+        found.extend(best.min_by_key(|(metric, _)| *metric).map(|(_, gateway)| gateway));
+    }
+    connection.abort();
+    Ok(found)
+}
+
+/// The metric and the gateway, if a route of the main table is a default route by way of one.
+fn default_route(message: &RouteMessage) -> Option<(u32, Gateway)> {
+    let header = &message.header;
+    if header.destination_prefix_length != 0 || header.table != RouteHeader::RT_TABLE_MAIN {
+        return None;
+    }
+    let (mut metric, mut ip, mut link) = (0, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Priority(of) => metric = *of,
+            RouteAttribute::Oif(of) => link = Some(*of),
+            RouteAttribute::Gateway(RouteAddress::Inet(of)) => ip = Some(IpAddr::V4(*of)),
+            RouteAttribute::Gateway(RouteAddress::Inet6(of)) => ip = Some(IpAddr::V6(*of)),
+            _ => {}
+        }
+    }
+    Some((metric, Gateway { ip: ip?, link: link? }))
 }
 
 /// An address that others may reach, with its network.
@@ -119,5 +183,19 @@ mod tests {
             assert_eq!(usable(&message(AddressScope::Universe, attributes)), None);
         }
         assert_eq!(usable(&message(AddressScope::Universe, Vec::new())), None);
+    }
+
+    #[test]
+    fn a_default_route_counts_when_it_has_a_gateway_and_is_in_the_main_table() {
+        let router = Ipv4Addr::new(192, 168, 1, 1);
+        let route = |length| {
+            let net = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(7).priority(600);
+            net.destination_prefix(Ipv4Addr::UNSPECIFIED, length)
+        };
+        let gateway = Gateway { ip: router.into(), link: 7 };
+        assert_eq!(default_route(&route(0).gateway(router).build()), Some((600, gateway)));
+        assert_eq!(default_route(&route(8).gateway(router).build()), None);
+        assert_eq!(default_route(&route(0).build()), None);
+        assert_eq!(default_route(&route(0).gateway(router).table_id(52).build()), None);
     }
 }

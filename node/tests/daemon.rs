@@ -256,6 +256,9 @@ impl Daemon {
                 interface,
                 "--hostname",
                 interface,
+                // Both are on one machine, where they would find each other at once: this is about the relay.
+                "--p2p",
+                "false",
                 "--state-dir",
             ])
             .arg(&folder)

@@ -92,6 +92,8 @@ pub(crate) struct GatewayMode {
 pub(crate) struct P2p {
     pub(crate) enabled: Option<bool>,
     pub(crate) port: Option<u16>,
+    pub(crate) port_mapping: Option<bool>,
+    pub(crate) lan_discovery: Option<bool>,
     pub(crate) keepalive_interval_seconds: Option<u64>,
 }
 

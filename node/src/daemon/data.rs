@@ -178,6 +178,7 @@ const fn is_needed(report: &Report) -> bool {
                     | Event::DirectChanged { .. }
                     | Event::RelayState { .. }
                     | Event::LatencyReport(_)
+                    | Event::Announce { .. }
             )
     )
 }

@@ -5,6 +5,8 @@
 //! command line ──socket──▶ status, ping, down
 //! ```
 //!
+//! Beside them: [`network`] watches the machine's addresses [`crate::mapping`] the router, and [`crate::discovery`] listens for peers nearby, all for the direct paths.
+//!
 //! Start: keys, TUN device, last known configuration; all of that works without the controller. End: connections are closed, the device goes and takes
 //! addresses and routes along. What `kill -9` leaves behind is a socket file, which the next start replaces.
 
@@ -39,10 +41,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use crate::config::Settings;
 use crate::control::link::{self, LinkEvent, LinkSettings, Request, SharedIdentity};
 use crate::control::sign_in::{Introduction, News, authorise_advice};
+use crate::discovery::Lan;
 use crate::ipc::message::ControllerState;
 use crate::ipc::server::{Listener, MAX_CLIENTS};
 use crate::keys::{Keys, create_private_dir};
-use crate::network;
+use crate::mapping::{Mapper, Picture};
+use crate::network::{self, Address};
 use crate::system::System;
 use data::DataThread;
 use setup::{localise, node_settings, open_device, tls_config};
@@ -86,7 +90,9 @@ struct Daemon {
     stops: mpsc::Receiver<crate::ipc::server::Client>,
     system: System,
     /// Of this machine, without the mesh's.
-    interfaces: Option<watch::Receiver<BTreeSet<IpNet>>>,
+    interfaces: Option<watch::Receiver<BTreeSet<Address>>>,
+    mapper: Option<Mapper>,
+    lan: Option<Lan>,
     store: Store,
     /// By own node id.
     addresses: BTreeMap<NodeId, Vec<IpNet>>,
@@ -151,6 +157,9 @@ impl Daemon {
         };
         tokio::task::spawn_local(link::run(link_settings, requests, events));
         let interfaces = if settings.p2p.enabled { watch_network(&system).await } else { None };
+        let mapper =
+            (settings.p2p.port_mapping && interfaces.is_some()).then(|| Mapper::start(system.index()));
+        let lan = (settings.p2p.lan_discovery && interfaces.is_some()).then(Lan::new);
         let view = View::new(&settings);
         let shared = Rc::new(Shared {
             settings,
@@ -160,7 +169,7 @@ impl Daemon {
             stop,
             clients: Cell::new(0),
         });
-        let daemon = Self {
+        let mut daemon = Self {
             shared,
             listener,
             reports,
@@ -169,6 +178,8 @@ impl Daemon {
             stops,
             system,
             interfaces,
+            mapper,
+            lan,
             store,
             addresses: BTreeMap::new(),
             routes: Vec::new(),
@@ -208,6 +219,11 @@ impl Daemon {
                     serve::spawn(client, Rc::clone(&self.shared), self.system.routes().iter().copied().collect());
                 }
                 () = changed(&mut self.interfaces) => self.send_endpoints(),
+                () = remapped(&mut self.mapper) => self.send_endpoints(),
+                datagram = announced(&mut self.lan) => {
+                    // One that is not taken comes again.
+                    let _ = self.shared.data.send(Command::Announcement(datagram));
+                }
                 _ = terminate.recv() => return {
                     let _: () = tracing::info!("stopping on SIGTERM");
                     Ok(())
@@ -233,8 +249,11 @@ impl Daemon {
     async fn stop(mut self) {
         self.take_snapshot_now().await;
         self.stops.close();
-        let Self { shared, system, listener, leaving, link, .. } = self;
+        let Self { shared, system, listener, leaving, link, mapper, .. } = self;
         drop(link);
+        if let Some(mapper) = mapper {
+            mapper.stop().await;
+        }
         match Rc::try_unwrap(shared) {
             Ok(shared) => shared.data.stop(),
             // A command is being answered: dropping the handle stops the thread as well.
@@ -257,6 +276,11 @@ impl Daemon {
             Report::NeedResync => self.ask(NodeUpdate { resync: true, ..NodeUpdate::default() }),
             Report::KeyRotated(key) => self.ask(NodeUpdate { node_key: Some(key), ..NodeUpdate::default() }),
             Report::Snapshot { config, pins } => self.keep(config.as_deref(), &pins),
+            Report::Sockets { port4, port6 } => {
+                if let Some(mapper) = &self.mapper {
+                    mapper.want(|wanted| (wanted.port4, wanted.port6) = (port4, port6));
+                }
+            }
             Report::RelayFailed { relay, error } => {
                 tracing::warn!(relay, error, "no connection to the relay; trying again");
             }
@@ -303,10 +327,15 @@ impl Daemon {
             Event::DirectChanged { peer, address } => tracing::info!(%peer, ?address, "direct path"),
             Event::EndpointsChanged { endpoints, nat } => {
                 tracing::info!(?endpoints, ?nat, "reachable at");
-                self.shared.view.borrow_mut().reachable(&endpoints, nat);
+                self.shared.view.borrow_mut().reachable(&endpoints);
                 self.ask(NodeUpdate { endpoints: Some(endpoints), ..NodeUpdate::default() });
             }
             Event::RelayState { relay, ready } => tracing::info!(%relay, ready, "relay"),
+            Event::Announce { from, datagram } => {
+                if let Some(lan) = &self.lan {
+                    lan.announce(from, &datagram);
+                }
+            }
             Event::LatencyReport(report) => drop(self.link.try_send(Request::Report(report))),
             Event::NeedTokens => self.ask(NodeUpdate { refresh_tokens: true, ..NodeUpdate::default() }),
             _ => {}
@@ -321,15 +350,24 @@ impl Daemon {
     }
 
     /// Tells the data thread where its UDP sockets belong and which addresses this machine has.
-    fn send_endpoints(&self) {
+    fn send_endpoints(&mut self) {
         let Some(interfaces) = &self.interfaces else { return };
         let port = self.shared.settings.p2p.port;
+        if let Some(lan) = &mut self.lan {
+            lan.listen_on(&interfaces.borrow());
+        }
+        let picture = self.mapper.as_ref().map(|mapper| {
+            mapper.want(|wanted| wanted.addresses.clone_from(&interfaces.borrow()));
+            mapper.picture()
+        });
         let endpoints = Endpoints {
             bind4: Some((Ipv4Addr::UNSPECIFIED, port).into()),
             bind6: Some((Ipv6Addr::UNSPECIFIED, port).into()),
-            addresses: interfaces.borrow().iter().copied().collect(),
-            mapped: Vec::new(),
+            addresses: interfaces.borrow().iter().map(|address| address.net).collect(),
+            mapped: picture.as_ref().map(Picture::addresses).unwrap_or_default(),
+            lan_discovery: self.lan.is_some(),
         };
+        self.shared.view.borrow_mut().mapping(picture);
         tracing::debug!(addresses = ?endpoints.addresses, "this machine's addresses");
         if let Err(error) = self.shared.data.send(Command::Endpoints(endpoints)) {
             tracing::warn!(%error, "the data thread did not take a change of the network");
@@ -512,19 +550,35 @@ impl Daemon {
 }
 
 /// Direct paths need to know the interfaces; relays do without.
-async fn watch_network(system: &System) -> Option<watch::Receiver<BTreeSet<IpNet>>> {
+async fn watch_network(system: &System) -> Option<watch::Receiver<BTreeSet<Address>>> {
     let watched = network::watch(system.index()).await;
     watched.inspect_err(|error| tracing::warn!("no direct paths: {error:#}")).ok()
 }
 
 /// Waits for another set of addresses; for ever when nobody watches.
-async fn changed(interfaces: &mut Option<watch::Receiver<BTreeSet<IpNet>>>) {
+async fn changed(interfaces: &mut Option<watch::Receiver<BTreeSet<Address>>>) {
     if let Some(watched) = interfaces
         && watched.changed().await.is_ok()
     {
         return;
     }
     std::future::pending::<()>().await;
+}
+
+/// Waits for an announcement on an own network.
+async fn announced(lan: &mut Option<Lan>) -> Vec<u8> {
+    match lan {
+        Some(lan) => lan.heard().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for another picture of the router.
+async fn remapped(mapper: &mut Option<Mapper>) {
+    match mapper {
+        Some(mapper) => mapper.changed().await,
+        None => std::future::pending().await,
+    }
 }
 
 pub(crate) fn unix_now() -> u64 {

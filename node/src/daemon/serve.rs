@@ -186,6 +186,8 @@ mod tests {
             path: Vec::new(),
             direct: None,
             direct_kind: None,
+            direct_mtu: None,
+            nat: None,
             rtt_ms: None,
             tx_bytes: 0,
             tx_packets: 0,
@@ -208,6 +210,7 @@ mod tests {
             }],
             peers: vec![peer(2, "server", "home"), peer(3, "server", "work"), peer(4, "printer", "home")],
             relays: Vec::new(),
+            nat: meshdp::proto::path::nat::NatBehaviour::default(),
             drops: std::collections::BTreeMap::new(),
         }
     }

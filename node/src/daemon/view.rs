@@ -2,13 +2,14 @@
 
 use ipnet::IpNet;
 use meshdp::proto::node::NodeStatus;
-use meshdp::proto::path::nat::NatBehaviour;
 use meshdp::proto::wire::control::node::{AuthState, Endpoint, NodeState, Settings as NetworkSettings};
 use tokio::time::Instant;
 
 use super::Shared;
 use crate::config::Settings;
 use crate::ipc::message::{Controller, ControllerState, Membership, OwnEndpoint, Pending, Status, rows};
+use crate::mapping::Picture;
+use crate::netcheck;
 
 /// How things stand with the controller.
 #[derive(Debug)]
@@ -21,7 +22,8 @@ pub(crate) struct View {
     /// From the last AUTH_RESPONSE.
     pub(crate) memberships: Vec<NodeState>,
     endpoints: Vec<Endpoint>,
-    nat: NatBehaviour,
+    /// `None`: the router is not asked.
+    mapping: Option<Picture>,
 }
 
 impl View {
@@ -35,19 +37,23 @@ impl View {
             message: None,
             memberships: Vec::new(),
             endpoints: Vec::new(),
-            nat: NatBehaviour::default(),
+            mapping: None,
         }
     }
 
     /// Where this machine may be reached by UDP.
-    pub(crate) fn reachable(&mut self, endpoints: &[Endpoint], nat: NatBehaviour) {
+    pub(crate) fn reachable(&mut self, endpoints: &[Endpoint]) {
         self.endpoints = endpoints.to_vec();
-        self.nat = nat;
     }
 
     /// The same, best first.
     pub(crate) fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints
+    }
+
+    /// What the router does for this machine.
+    pub(crate) fn mapping(&mut self, picture: Option<Picture>) {
+        self.mapping = picture;
     }
 
     /// Notes a new state of the control link.
@@ -119,7 +125,13 @@ pub(crate) fn status(shared: &Shared, node: &NodeStatus, routes: Vec<IpNet>) -> 
             .iter()
             .map(|endpoint| OwnEndpoint { kind: endpoint.kind.clone(), address: endpoint.address })
             .collect(),
-        nat: view.nat.to_string(),
+        nat: node.nat.to_string(),
+        nat_class: node.nat.mapping.map(|_| netcheck::class_name(node.nat.class()).to_owned()),
+        reach: netcheck::reach(
+            node.nat,
+            view.mapping.as_ref().is_some_and(|picture| !picture.mapped.is_empty()),
+        ),
+        port_mapping: view.mapping.clone(),
         drops: node.drops.iter().map(|(&reason, &count)| (reason.to_owned(), count)).collect(),
     }
 }

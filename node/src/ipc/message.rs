@@ -9,6 +9,9 @@ use meshdp::proto::node::{NodeStatus, PeerStatus, Untrusted};
 use meshdp::proto::wire::control::PublicKey;
 use serde::{Deserialize, Serialize};
 
+use crate::mapping::Picture;
+use crate::netcheck::{Expected, Reach};
+
 /// One request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
@@ -126,6 +129,12 @@ pub(crate) struct Status {
     pub(crate) endpoints: Vec<OwnEndpoint>,
     /// What the NAT before it does, in words.
     pub(crate) nat: String,
+    /// The same as a class; `None`: not known.
+    pub(crate) nat_class: Option<String>,
+    /// What may be expected behind it.
+    pub(crate) reach: Vec<Reach>,
+    /// The router and what it maps to this machine; `None`: it is not asked.
+    pub(crate) port_mapping: Option<Picture>,
     /// Packets and frames dropped, by reason.
     pub(crate) drops: BTreeMap<String, u64>,
 }
@@ -180,6 +189,12 @@ pub(crate) struct Peer {
     pub(crate) direct: Option<SocketAddr>,
     /// What the address is: `lan`, `stun`, …
     pub(crate) direct_kind: Option<String>,
+    /// The longest IP packet that the direct path is known to carry.
+    pub(crate) direct_mtu: Option<u16>,
+    /// What its NAT does, in words; `None`: it has not said yet.
+    pub(crate) nat: Option<String>,
+    /// What may be expected of the two NATs.
+    pub(crate) expected: Option<Expected>,
     /// Relays in use, from this end; empty: none.
     pub(crate) path: Vec<RelayId>,
     /// Their names.
@@ -257,6 +272,10 @@ pub(crate) struct Relay {
     pub(crate) state: String,
     pub(crate) rtt_ms: Option<f64>,
     pub(crate) error: Option<String>,
+    /// Its STUN server.
+    pub(crate) stun: Option<SocketAddr>,
+    /// Where that saw this machine; `None`: it has not answered.
+    pub(crate) seen_as: Option<SocketAddr>,
 }
 
 /// The rows that come from the machine.
@@ -276,6 +295,9 @@ pub(crate) fn rows(status: &NodeStatus) -> (Vec<Peer>, Vec<Relay>) {
         untrusted: Distrust::of(peer),
         direct: peer.direct,
         direct_kind: peer.direct_kind.map(|kind| kind.name().to_owned()),
+        direct_mtu: peer.direct_mtu,
+        nat: peer.nat.map(|nat| nat.to_string()),
+        expected: peer.nat.map(|nat| Expected::of(status.nat, nat)),
         path: peer.path.clone(),
         path_names: names(&peer.path),
         rtt_ms: peer.rtt_ms,
@@ -291,6 +313,8 @@ pub(crate) fn rows(status: &NodeStatus) -> (Vec<Peer>, Vec<Relay>) {
         state: relay.state.to_owned(),
         rtt_ms: relay.rtt_ms,
         error: relay.error.clone(),
+        stun: relay.stun,
+        seen_as: relay.seen_as,
     });
     (peers.collect(), relays.collect())
 }

@@ -80,6 +80,8 @@ pub struct Endpoints {
     pub addresses: Vec<IpNet>,
     /// Addresses that UPnP-IGD, NAT-PMP or PCP has mapped to the sockets.
     pub mapped: Vec<SocketAddr>,
+    /// Whether to announce this node on its networks: the machine's `Announce` events say what to send there.
+    pub lan_discovery: bool,
 }
 
 /// What the thread is asked to do.
@@ -117,6 +119,8 @@ pub enum Command {
     },
     /// Where the UDP sockets are to be, and what the interfaces are now; direct paths need it.
     Endpoints(Endpoints),
+    /// An announcement came on an own network.
+    Announcement(Vec<u8>),
     /// Make a picture for people. [`Report::Status`] follows.
     Status {
         /// Comes back with it.
@@ -170,6 +174,13 @@ pub enum Report {
         config: Option<Box<Config>>,
         /// Machine keys by node id.
         pins: Vec<(NodeId, PublicKey)>,
+    },
+    /// The UDP sockets have these ports now; `None`: there is no socket of that family.
+    Sockets {
+        /// For IPv4.
+        port4: Option<u16>,
+        /// For IPv6.
+        port6: Option<u16>,
     },
     /// A relay could not be reached or the connection to it broke; the machine tries again.
     RelayFailed {

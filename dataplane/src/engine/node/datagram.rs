@@ -42,8 +42,10 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
         }
         self.udp_tokens = self.udp.iter().flatten().map(|socket| socket.token).collect();
         let [port4, port6] = self.udp.map(|socket| socket.map(|socket| socket.port));
-        let Endpoints { addresses, mapped, .. } = endpoints;
-        self.node.set_endpoints(LocalEndpoints { port4, port6, addresses, mapped, extra_sockets: 0 }, now);
+        (self.report)(Report::Sockets { port4, port6 });
+        let Endpoints { addresses, mapped, lan_discovery, .. } = endpoints;
+        let local = LocalEndpoints { port4, port6, addresses, mapped, extra_sockets: 0, lan_discovery };
+        self.node.set_endpoints(local, now);
     }
 
     fn open_udp(&mut self, bind: SocketAddr) -> Option<OpenSocket> {

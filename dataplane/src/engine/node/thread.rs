@@ -288,6 +288,7 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
                 }
             }
             Command::Endpoints(endpoints) => self.set_endpoints(endpoints, now),
+            Command::Announcement(datagram) => self.node.handle_announcement(&datagram, now),
             Command::Status { id } => {
                 let mut status = self.node.status(now.instant);
                 for (reason, count) in self.drops.iter().filter(|&(_, count)| count > 0) {

@@ -115,6 +115,8 @@ pub struct LocalEndpoints {
     pub mapped: Vec<SocketAddr>,
     /// Sockets that may be opened for a search among random ports; 0: none.
     pub extra_sockets: u16,
+    /// Whether the own networks are told where this node is ([`Event::Announce`]).
+    pub lan_discovery: bool,
 }
 
 /// What became of a packet from the TUN device.
@@ -225,6 +227,13 @@ pub enum Event {
         /// What the NAT does, as far as it is known.
         nat: NatBehaviour,
     },
+    /// Tell the network that this address of ours is in: send it to the group of [`crate::proto::path::beacon`].
+    Announce {
+        /// The own address.
+        from: IpAddr,
+        /// What to send.
+        datagram: Vec<u8>,
+    },
     /// A relay is ready for at least one membership, or no longer.
     RelayState {
         /// Which one.
@@ -333,6 +342,8 @@ pub struct NodeStatus {
     pub peers: Vec<PeerStatus>,
     /// Relays, by id.
     pub relays: Vec<RelayStatus>,
+    /// What is known of the NAT in front of this node (IPv4).
+    pub nat: NatBehaviour,
     /// Packets and frames dropped, by reason; zeros left out.
     pub drops: std::collections::BTreeMap<&'static str, u64>,
 }
@@ -385,6 +396,10 @@ pub struct PeerStatus {
     pub direct: Option<SocketAddr>,
     /// What sort of address that is.
     pub direct_kind: Option<Kind>,
+    /// The longest IP packet that the direct path is known to carry whole, headers of the path included.
+    pub direct_mtu: Option<u16>,
+    /// What the peer says of its NAT.
+    pub nat: Option<NatBehaviour>,
     /// Last measured round trip to the peer, milliseconds.
     pub rtt_ms: Option<f64>,
     /// Bytes of IP packets sent.
@@ -412,4 +427,8 @@ pub struct RelayStatus {
     pub rtt_ms: Option<f64>,
     /// The relay's last word when it refused us.
     pub error: Option<String>,
+    /// Its STUN server.
+    pub stun: Option<SocketAddr>,
+    /// Where the STUN server saw this node last; `None`: it has not answered, or was not asked.
+    pub seen_as: Option<SocketAddr>,
 }

@@ -120,6 +120,10 @@ impl Node {
 
     /// Sends what waited for a session. An initiator sends an empty packet if nothing did, so that the responder may send too.
     pub(super) fn flush_queue(&mut self, key: PeerKey, keepalive: bool, now: Now) {
+        // A session that was made without a relay waits for its first path.
+        if self.directory.get(key).is_some_and(|peer| peer.target(0).is_none()) {
+            return;
+        }
         let mut sent = false;
         while let Some(mut waiting) =
             self.directory.get_mut(key).and_then(|peer| peer.queue.pop(&mut self.queued_bytes))

@@ -23,6 +23,7 @@ mod direct;
 mod directory;
 mod endpoint;
 mod handshake_budget;
+mod lan;
 mod own_key;
 mod peer;
 mod queue;
@@ -44,6 +45,7 @@ use self::connection::Connection;
 use self::directory::Directory;
 use self::endpoint::Net;
 use self::handshake_budget::Bucket;
+use self::lan::Lan;
 use self::own_key::OwnKeys;
 use self::timer::{Timer, Timers};
 use crate::proto::crypto::keys::{MachineKey, NodeKey};
@@ -103,6 +105,7 @@ pub struct Node {
     net: Net,
     /// Handshake messages in datagrams that are still looked at.
     datagrams: Bucket,
+    lan: Lan,
 }
 
 /// A network that this node is in.
@@ -165,6 +168,7 @@ impl Node {
             tokens_asked: None,
             net: Net::default(),
             datagrams: Bucket::for_way(now.instant),
+            lan: Lan::default(),
         }
     }
 
@@ -190,6 +194,7 @@ impl Node {
                 Timer::PreviousKey => self.keys.expire(now.instant),
                 Timer::Tokens => self.need_tokens(now),
                 Timer::Stun => self.stun_due(now),
+                Timer::Announce => self.announce_due(now),
             }
         }
     }

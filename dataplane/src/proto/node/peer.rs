@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use super::api::{Target, Untrusted};
 use super::direct::Origin;
 use super::handshake_budget::PeerBuckets;
+use super::lan::Neighbour;
 use super::queue::PacketQueue;
 use crate::proto::crypto::keys::key_id;
 use crate::proto::id::{NodeId, RelayId};
@@ -154,6 +155,8 @@ pub(super) struct Peer {
     pub(super) path: PathChoice,
     /// Beside them.
     pub(super) direct: Direct,
+    /// On an own network.
+    pub(super) lan: Neighbour,
     avoided: Vec<(RelayId, Instant)>,
     /// Packets that wait for a session.
     pub(super) queue: PacketQueue,
@@ -202,6 +205,7 @@ impl Peer {
             responses: PeerBuckets::default(),
             path: PathChoice::default(),
             direct: Direct::default(),
+            lan: Neighbour::default(),
             avoided: Vec::new(),
             queue: PacketQueue::default(),
             traffic: Traffic::default(),
@@ -312,10 +316,10 @@ impl Peer {
     }
 
     /// Whether handshakes may come from there: relays know who sends, datagrams only count from where the peer is known to be.
-    pub(super) fn may_shake_hands(&self, origin: Origin) -> bool {
+    pub(super) fn may_shake_hands(&self, origin: Origin, now: Instant) -> bool {
         match origin {
             Origin::Relay(_) => true,
-            Origin::Direct(place) => self.direct.knows(place),
+            Origin::Direct(place) => self.direct.knows(place) || self.lan.is_at(place.remote, now),
         }
     }
 }

@@ -70,7 +70,9 @@ impl Node {
             .path()
             .map(Target::from)
             .or_else(|| peer.direct.info().map(|i| Target::Direct(i.place)));
-        let (Some(target), Some(peer_key)) = (target, peer.keys.current().cloned()) else { return };
+        // Else where it was heard on an own network.
+        let targets: Vec<Target> = target.map_or_else(|| peer.lan.places(now.instant), |target| vec![target]);
+        let Some(peer_key) = peer.keys.current().filter(|_| !targets.is_empty()).cloned() else { return };
         // Peers hear of a new key from the controller, which may take longer than the first attempt: without a session that could wait,
         // every other attempt is made with the key that they know.
         let has_session = peer.sessions.sealing(now.instant).is_some();
@@ -103,7 +105,9 @@ impl Node {
         if let Some(pending) = self.directory.get_mut(key).and_then(|peer| peer.pending.as_mut()) {
             pending.attempts.push_back(state);
         }
-        self.outbox.send(&mut self.relays, target, frame, now.instant);
+        for target in targets {
+            self.outbox.send(&mut self.relays, target, frame.clone(), now.instant);
+        }
     }
 
     fn give_up(&mut self, key: PeerKey, now: Instant) {
@@ -133,7 +137,7 @@ impl Node {
             // Both began: ours goes on, the other end answers it.
             return Ok(());
         }
-        if !peer.may_shake_hands(origin) {
+        if !peer.may_shake_hands(origin, now.instant) {
             return Err(DropReason::HandshakeRate);
         }
         let own_key = self.keys.find(init.receiver_key, now.instant).ok_or(DropReason::BadHandshake)?;
@@ -185,7 +189,7 @@ impl Node {
         if response.route.source != peer.id || response.route.destination != peer.own {
             return Err(DropReason::SpoofedSource);
         }
-        if !peer.may_shake_hands(origin) {
+        if !peer.may_shake_hands(origin, now.instant) {
             return Err(DropReason::HandshakeRate);
         }
         let pending = peer.pending.as_mut().ok_or(DropReason::UnknownSession)?;

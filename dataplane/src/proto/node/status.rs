@@ -22,6 +22,8 @@ impl Node {
             state: connection.state_name(),
             rtt_ms: connection.opened().and_then(|open| open.liveness.rtt().millis()),
             error: connection.error.clone(),
+            stun: connection.info.stun,
+            seen_as: connection.info.stun.and_then(|server| self.net.seen_by(server)),
         });
         NodeStatus {
             config_version: self.version(),
@@ -30,6 +32,7 @@ impl Node {
             memberships: memberships.collect(),
             peers: self.directory.iter().map(|peer| self.peer_status(peer, now)).collect(),
             relays: relays.collect(),
+            nat: self.net.local.nat,
             drops: self.drops.iter().filter(|(_, n)| *n > 0).map(|(reason, n)| (reason.label(), n)).collect(),
         }
     }
@@ -64,6 +67,8 @@ impl Node {
             path: peer.path.path().map(Path::to_list).unwrap_or_default(),
             direct: direct.map(|info| info.place.remote),
             direct_kind: direct.map(|info| info.kind),
+            direct_mtu: direct.map(|info| info.mtu()),
+            nat: peer.direct.remote_nat(),
             rtt_ms: peer.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
             tx_bytes: peer.traffic.tx_bytes,
             tx_packets: peer.traffic.tx_packets,

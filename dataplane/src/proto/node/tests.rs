@@ -18,6 +18,7 @@ use crate::proto::wire::frame::{Flags, FrameType, Frames, HEADER_LEN, write_fram
 
 mod direct;
 mod handshake;
+mod lan;
 
 const ONE: RelayId = RelayId(1);
 const TWO: RelayId = RelayId(2);

@@ -20,6 +20,8 @@ pub(super) enum Timer {
     Tokens,
     /// A STUN server did not answer, or is to be asked again.
     Stun,
+    /// The own network is told where this node is.
+    Announce,
 }
 
 impl Timer {
@@ -31,6 +33,7 @@ impl Timer {
             Self::PreviousKey => "previous node_key",
             Self::Tokens => "relay tokens",
             Self::Stun => "stun",
+            Self::Announce => "announce",
         }
     }
 }
