@@ -78,6 +78,10 @@ class Node:
             str(self.bin / "edgelink"), *args, "--socket", str(self.state / "edgelink.sock"), check=check
         )
 
+    def peer(self, name: str) -> dict[str, Any]:
+        """The row of a peer in its status."""
+        return next(peer for peer in self.status()["peers"] if peer["name"] == name)
+
     def status(self) -> dict[str, Any]:
         """`edgelink status --output json`."""
         return dict(json.loads(self.cli("status", "--output", "json")))
@@ -201,8 +205,9 @@ class Mesh:
         networks: Sequence[str] = (),
         wrapper: Sequence[str] = (),
         host: Host | None = None,
+        p2p: bool = False,
     ) -> Node:
-        """Start it; it asks to join and waits."""
+        """Start it; it asks to join and waits. Without `p2p` everything goes by relays, though all hosts are on one wire."""
         host = host or self.lab.host(name)
         state = self.lab.path / f"{name}-state"
         args = [
@@ -219,6 +224,8 @@ class Mesh:
             str(state),
             "--socket",
             str(state / "edgelink.sock"),
+            "--p2p",
+            str(p2p).lower(),
             *[part for network in networks for part in ("--network", network)],
             *extra,
         ]

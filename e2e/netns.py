@@ -195,6 +195,29 @@ class Lab:
         self.hosts.append(host)
         return host
 
+    def behind(self, name: str, router: Host, net: int = 1) -> Host:
+        """A new host in 10.7.`net`.0/24 that has no way out but over `router`, which forwards its packets as they are."""
+        number = 10 + len(self.hosts)
+        host = Host(self, name, number)
+        host.address, host.address6 = f"10.7.{net}.{number}", ""
+        self._netns(host.netns)
+        port = f"lan{net}"
+        if not router.run("ip", "link", "show", port, check=False):
+            router.run("ip", "link", "add", port, "type", "bridge")
+            router.run("ip", "address", "add", f"10.7.{net}.1/24", "dev", port)
+            router.run("ip", "link", "set", port, "up")
+            router.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        run(
+            *("ip", "-n", router.netns, "link", "add", f"p{number}", "type", "veth"),
+            *("peer", "name", "eth0", "netns", host.netns),
+        )
+        router.run("ip", "link", "set", f"p{number}", "master", port, "up")
+        host.run("ip", "link", "set", "eth0", "up")
+        host.run("ip", "address", "add", f"{host.address}/24", "dev", "eth0")
+        host.run("ip", "route", "add", "default", "via", f"10.7.{net}.1")
+        self.hosts.append(host)
+        return host
+
     def close(self) -> None:
         """Ends every process and takes every namespace away."""
         for process in reversed(self.processes):

@@ -139,6 +139,12 @@ async def test_frames_that_have_no_use_end_a_session(open_running: Running) -> N
     await third.send(FrameType.NODE_UPDATE, {"routes": [{"cidr": "not a network"}]})
     await refused(third, 2002, 1002)
 
+    for address in ("192.0.2.1", "192.0.2.1:0", "192.0.2.1:70000", "2001:db8::1:7", "host.example:7", ""):
+        node = await open_running.node()
+        await node.expect(FrameType.CONFIG)
+        await node.send(FrameType.NODE_UPDATE, {"endpoints": [{"kind": "lan", "address": address}]})
+        await refused(node, 2002, 1002)
+
 
 async def test_unknown_network_is_refused_by_name(running: Running) -> None:
     node = await running.node(networks=["nowhere"])

@@ -95,6 +95,29 @@ async def test_resumes_with_a_delta(open_running: Running) -> None:
     await other.close()
 
 
+async def test_endpoints_reach_peers_once_and_late_comers_too(open_running: Running) -> None:
+    first, second = await open_running.node(hostname="a"), await open_running.node(hostname="b")
+    await first.expect(FrameType.CONFIG)
+    await second.expect(FrameType.CONFIG)
+    said = [{"kind": "lan", "address": "192.0.2.9:41641"}, {"kind": "stun", "address": "[2001:db8::9]:7"}]
+    for port in (0, 0, 1):
+        said[0]["address"] = f"192.0.2.9:4164{port}"
+        await second.send(FrameType.NODE_UPDATE, {"endpoints": said}, ack_wanted=True)
+        await second.until(FrameType.ACK)
+    seen: list[list[dict[str, str]]] = []
+    while not seen or seen[-1] != said:
+        peer = (await first.change("peer_set"))["peer"]
+        if peer["endpoints"]:
+            seen.append(peer["endpoints"])
+    assert [endpoints[0]["address"][-1] for endpoints in seen] in (["0", "1"], ["1"]), "the same again is no news"
+    third = await open_running.node(hostname="c")
+    config = await third.expect(FrameType.CONFIG)
+    peers = {peer["name"]: peer["endpoints"] for peer in config["memberships"][0]["peers"]}
+    assert peers == {"a": [], "b": said}
+    for node in (first, second, third):
+        await node.close()
+
+
 async def test_rotated_key_reaches_peers_and_a_forged_one_does_not(open_running: Running) -> None:
     first, second = await open_running.node(hostname="a"), await open_running.node(hostname="b")
     await first.expect(FrameType.CONFIG)

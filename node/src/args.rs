@@ -113,6 +113,12 @@ pub(crate) struct Overrides {
     /// Whether to use the subnets that others advertise [default: true]
     #[arg(long, env = "EDGELINK_ACCEPT_ROUTES", value_name = "BOOL")]
     pub(crate) accept_routes: Option<bool>,
+    /// Whether to look for direct paths to peers (UDP) beside the relays [default: true]
+    #[arg(long, env = "EDGELINK_P2P", value_name = "BOOL")]
+    pub(crate) p2p: Option<bool>,
+    /// UDP port for direct paths: open it in a firewall, and peers need no luck [default: any]
+    #[arg(long, env = "EDGELINK_P2P_PORT", value_name = "PORT")]
+    pub(crate) p2p_port: Option<u16>,
     /// error, warn, info, debug, trace, or a filter such as info,edgelink::control=debug [default: info]
     #[arg(long, env = "EDGELINK_LOG", value_name = "LEVEL")]
     pub(crate) log: Option<String>,

@@ -44,12 +44,25 @@ pub(crate) struct Settings {
     pub(crate) advertise_routes: Vec<AdvertisedRoute>,
     /// Whether the system's routing table gets the subnets of others.
     pub(crate) accept_routes: bool,
+    /// Direct paths.
+    pub(crate) p2p: P2p,
     /// Overrides the operator's interval between LATENCY_REPORTs.
     pub(crate) latency_report: Option<Duration>,
     /// Filter of the log, in `tracing` syntax.
     pub(crate) log_level: String,
     /// One line of text or JSON per event.
     pub(crate) log_format: LogFormat,
+}
+
+/// Direct paths.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct P2p {
+    /// Without, everything goes by relays.
+    pub(crate) enabled: bool,
+    /// Of the UDP sockets; 0: any.
+    pub(crate) port: u16,
+    /// Overrides the operator's.
+    pub(crate) keepalive: Option<Duration>,
 }
 
 /// Where the controller is, and how to know it.
@@ -165,8 +178,10 @@ fn merge(overrides: &Overrides, file: ConfigFile) -> anyhow::Result<Settings> {
              nft add rule ip edgelink snat oifname {lan} masquerade"
         );
     }
-    if file.p2p.enabled == Some(true) {
-        tracing::info!("p2p.enabled is true, but this version has no direct paths yet: packets go by relays");
+    if let Some(keepalive) = file.p2p.keepalive_interval_seconds.filter(|s| !(5..=55).contains(s)) {
+        bail!(
+            "p2p.keepalive_interval_seconds is {keepalive}, expected 5 to 55 (most NATs forget after 60 to 120)"
+        );
     }
     if file.relay.connect_all == Some(false) {
         bail!(
@@ -184,6 +199,11 @@ fn merge(overrides: &Overrides, file: ConfigFile) -> anyhow::Result<Settings> {
         mtu,
         advertise_routes,
         accept_routes: overrides.accept_routes.or(file.accept_routes).unwrap_or(true),
+        p2p: P2p {
+            enabled: overrides.p2p.or(file.p2p.enabled).unwrap_or(true),
+            port: overrides.p2p_port.or(file.p2p.port).unwrap_or(0),
+            keepalive: file.p2p.keepalive_interval_seconds.map(Duration::from_secs),
+        },
         latency_report: file.relay.latency_report_interval_seconds.map(Duration::from_secs),
         log_level: overrides.log.clone().or(file.log.level).unwrap_or_else(|| "info".to_owned()),
         log_format: overrides.log_format.or(file.log.format).unwrap_or_default(),

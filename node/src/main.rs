@@ -11,6 +11,7 @@ mod control;
 mod daemon;
 mod ipc;
 mod keys;
+mod network;
 mod system;
 
 use std::process::ExitCode;

@@ -52,6 +52,11 @@ impl System {
         })
     }
 
+    /// Its number.
+    pub(crate) const fn index(&self) -> u32 {
+        self.index
+    }
+
     /// Sets the MTU and brings the interface up.
     pub(crate) async fn bring_up(&self, mtu: u16) -> anyhow::Result<()> {
         self.silence_link_local();

@@ -28,6 +28,7 @@ def peer(node: NodeView, online: bool, relays: Iterable[int], choice: Choice) ->
         "node_key": key,
         "addresses": [node.address4, node.address6],
         "online": online,
+        "endpoints": [{"kind": kind, "address": address} for kind, address in node.endpoints],
         "relays": sorted(relays),
         "path": {"best": list(best) if best else None, "second": list(second) if second else None},
     }

@@ -35,6 +35,8 @@ class NodeView:
     address4: str
     address6: str
     authorized: bool
+    endpoints: tuple[tuple[str, str], ...] = ()
+    """(kind, address) where it may be reached without a relay, best first."""
 
 
 class NodeService:
@@ -138,7 +140,9 @@ class NodeService:
 
     async def views(self, network_id: int | None = None, ids: Iterable[int] | None = None) -> list[NodeView]:
         """What the control channels need of all nodes, of a network's, or of the given ones."""
-        return [view(node, machine) for node, machine in await self._rows.pairs(network_id, ids)]
+        pairs = await self._rows.pairs(network_id, ids)
+        endpoints = await self._rows.endpoints(None if ids is None else {machine.id for _, machine in pairs})
+        return [view(node, machine, endpoints.get(machine.id, ())) for node, machine in pairs]
 
     async def _record(self, node: Node, reason: str) -> None:
         await self._changes.record(
@@ -180,7 +184,7 @@ class NodeService:
         ]
 
 
-def view(node: Node, machine: Machine) -> NodeView:
+def view(node: Node, machine: Machine, endpoints: Sequence[tuple[str, str]] = ()) -> NodeView:
     key = None
     if machine.node_key and machine.node_key_signature:
         key = (machine.node_key, machine.node_key_created or 0, machine.node_key_signature)
@@ -194,4 +198,5 @@ def view(node: Node, machine: Machine) -> NodeView:
         node.virtual_ip,
         node.virtual_ip6,
         node.authorized,
+        tuple(endpoints),
     )

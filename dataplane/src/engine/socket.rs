@@ -88,6 +88,19 @@ pub fn udp_socket(address: SocketAddr, shared: bool) -> Result<OwnedFd, SocketEr
     make().map(OwnedFd::from).map_err(explain(address))
 }
 
+/// A bound UDP socket of one family only.
+pub(super) fn udp_socket_apart(address: SocketAddr) -> Result<OwnedFd, SocketError> {
+    let make = || -> io::Result<Socket> {
+        let socket = bindable(address, Type::DGRAM, Protocol::UDP)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.bind(&SockAddr::from(address))?;
+        Ok(socket)
+    };
+    make().map(OwnedFd::from).map_err(explain(address))
+}
+
 /// The address a socket is bound to: the port that the system chose when 0 was asked for.
 pub fn local_address(socket: &OwnedFd) -> io::Result<SocketAddr> {
     socket2::SockRef::from(socket)

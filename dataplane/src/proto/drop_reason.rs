@@ -78,6 +78,8 @@ drop_reasons! {
     RateAddress => "rate_address",
     /// It waited for a connection that ended.
     WriteError => "write_error",
+    /// A datagram of a direct path that was routed into the mesh: it would go round and round.
+    OwnDatagram => "own_datagram",
     /// It waited for a connection that the same node has replaced.
     Replaced => "replaced",
 }

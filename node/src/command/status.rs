@@ -56,6 +56,11 @@ fn print(status: &Status) {
         let routes: Vec<String> = status.routes.iter().map(ToString::to_string).collect();
         println!("\nroutes into {}: {}", status.interface, routes.join(", "));
     }
+    if !status.endpoints.is_empty() {
+        let kinds: Vec<String> =
+            status.endpoints.iter().map(|e| format!("{} ({})", e.address, e.kind)).collect();
+        println!("\nreachable at {}; {}", kinds.join(", "), status.nat);
+    }
     if !status.drops.is_empty() {
         let drops: Vec<String> =
             status.drops.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
@@ -91,7 +96,11 @@ fn print_peers(peers: &[Peer]) {
             ("none", false) => "offline",
             (other, _) => other,
         };
-        let path = if peer.path.is_empty() { "-".to_owned() } else { peer.path_names.join(" > ") };
+        let path = match (peer.direct, peer.path_names.as_slice()) {
+            (Some(address), _) => format!("direct {address}"),
+            (None, []) => "-".to_owned(),
+            (None, relays) => relays.join(" > "),
+        };
         rows.add_row([
             peer.name.clone(),
             peer.node_id.to_string(),

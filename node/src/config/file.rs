@@ -87,12 +87,9 @@ pub(crate) struct GatewayMode {
 /// `p2p`
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-#[allow(
-    dead_code,
-    reason = "keys of the format that direct paths will read; known so that they are not refused"
-)]
 pub(crate) struct P2p {
     pub(crate) enabled: Option<bool>,
+    pub(crate) port: Option<u16>,
     pub(crate) keepalive_interval_seconds: Option<u64>,
 }
 

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
@@ -26,6 +27,7 @@ const MAX_WAITING: usize = 1024;
 pub(crate) struct Echo {
     pub(crate) rtt: Duration,
     pub(crate) path: Vec<RelayId>,
+    pub(crate) direct: Option<SocketAddr>,
 }
 
 /// Sends commands, hands answers to whoever asked.
@@ -109,8 +111,8 @@ impl DataThread {
                 }
             }
             Report::EchoRefused { id, error } => self.answer_echo(id, Err(error.to_string())),
-            Report::Node(Event::EchoReply { id, rtt, path, .. }) => {
-                self.answer_echo(id, Ok(Echo { rtt, path }));
+            Report::Node(Event::EchoReply { id, rtt, path, direct, .. }) => {
+                self.answer_echo(id, Ok(Echo { rtt, path, direct }));
             }
             other => return Some(other),
         }

@@ -17,6 +17,7 @@ mod view;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal as _;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -24,13 +25,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
 use meshdp::engine::Prefer;
-use meshdp::engine::node::{Command, Options, Report};
+use meshdp::engine::node::{Command, Endpoints, Options, Report};
 use meshdp::engine::tls::Roots;
 use meshdp::proto::id::NodeId;
 use meshdp::proto::node::Event;
 use meshdp::proto::wire::control::node::{AuthState, Change, NodeUpdate, Settings as NetworkSettings};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -40,6 +41,7 @@ use crate::control::sign_in::{Introduction, News, authorise_advice};
 use crate::ipc::message::ControllerState;
 use crate::ipc::server::{Listener, MAX_CLIENTS};
 use crate::keys::{Keys, create_private_dir};
+use crate::network;
 use crate::system::System;
 use data::DataThread;
 use setup::{localise, node_settings, open_device, tls_config};
@@ -82,6 +84,8 @@ struct Daemon {
     link_events: mpsc::Receiver<LinkEvent>,
     stops: mpsc::Receiver<crate::ipc::server::Client>,
     system: System,
+    /// Of this machine, without the mesh's.
+    interfaces: Option<watch::Receiver<BTreeSet<IpNet>>>,
     store: Store,
     /// By own node id.
     addresses: BTreeMap<NodeId, Vec<IpNet>>,
@@ -145,6 +149,7 @@ impl Daemon {
             identity: Rc::clone(&identity),
         };
         tokio::task::spawn_local(link::run(link_settings, requests, events));
+        let interfaces = if settings.p2p.enabled { watch_network(&system).await } else { None };
         let view = View::new(&settings);
         let shared = Rc::new(Shared {
             settings,
@@ -154,7 +159,7 @@ impl Daemon {
             stop,
             clients: Cell::new(0),
         });
-        Ok(Self {
+        let daemon = Self {
             shared,
             listener,
             reports,
@@ -162,6 +167,7 @@ impl Daemon {
             link_events,
             stops,
             system,
+            interfaces,
             store,
             addresses: BTreeMap::new(),
             routes: Vec::new(),
@@ -169,7 +175,9 @@ impl Daemon {
             snapshot_due: None,
             pins_kept: 0,
             leaving: Vec::new(),
-        })
+        };
+        daemon.send_endpoints();
+        Ok(daemon)
     }
 
     /// `Err`: it cannot go on.
@@ -198,6 +206,7 @@ impl Daemon {
                 client = self.listener.accept(), if self.shared.clients.get() < MAX_CLIENTS => {
                     serve::spawn(client, Rc::clone(&self.shared), self.system.routes().iter().copied().collect());
                 }
+                () = changed(&mut self.interfaces) => self.send_endpoints(),
                 _ = terminate.recv() => return {
                     let _: () = tracing::info!("stopping on SIGTERM");
                     Ok(())
@@ -293,6 +302,7 @@ impl Daemon {
             Event::DirectChanged { peer, address } => tracing::info!(%peer, ?address, "direct path"),
             Event::EndpointsChanged { endpoints, nat } => {
                 tracing::info!(?endpoints, ?nat, "reachable at");
+                self.shared.view.borrow_mut().reachable(&endpoints, nat);
                 self.ask(NodeUpdate { endpoints: Some(endpoints), ..NodeUpdate::default() });
             }
             Event::RelayState { relay, ready } => tracing::info!(%relay, ready, "relay"),
@@ -306,6 +316,22 @@ impl Daemon {
     fn ask(&self, update: NodeUpdate) {
         if self.link.try_send(Request::Update(update)).is_err() {
             tracing::debug!("the control link is busy");
+        }
+    }
+
+    /// Tells the data thread where its UDP sockets belong and which addresses this machine has.
+    fn send_endpoints(&self) {
+        let Some(interfaces) = &self.interfaces else { return };
+        let port = self.shared.settings.p2p.port;
+        let endpoints = Endpoints {
+            bind4: Some((Ipv4Addr::UNSPECIFIED, port).into()),
+            bind6: Some((Ipv6Addr::UNSPECIFIED, port).into()),
+            addresses: interfaces.borrow().iter().copied().collect(),
+            mapped: Vec::new(),
+        };
+        tracing::debug!(addresses = ?endpoints.addresses, "this machine's addresses");
+        if let Err(error) = self.shared.data.send(Command::Endpoints(endpoints)) {
+            tracing::warn!(%error, "the data thread did not take a change of the network");
         }
     }
 
@@ -367,6 +393,9 @@ impl Daemon {
                 let mut view = self.shared.view.borrow_mut();
                 view.memberships = answer.nodes;
                 if answer.state == AuthState::Authorised {
+                    // What changed while it was away.
+                    let endpoints = Some(view.endpoints().to_vec());
+                    self.ask(NodeUpdate { endpoints, ..NodeUpdate::default() });
                     tracing::info!(controller = %self.shared.settings.controller.url, "signed in");
                     view.controller(ControllerState::Connected, None);
                 }
@@ -478,6 +507,22 @@ impl Daemon {
             self.keep(config.as_deref(), &pins);
         }
     }
+}
+
+/// Direct paths need to know the interfaces; relays do without.
+async fn watch_network(system: &System) -> Option<watch::Receiver<BTreeSet<IpNet>>> {
+    let watched = network::watch(system.index()).await;
+    watched.inspect_err(|error| tracing::warn!("no direct paths: {error:#}")).ok()
+}
+
+/// Waits for another set of addresses; for ever when nobody watches.
+async fn changed(interfaces: &mut Option<watch::Receiver<BTreeSet<IpNet>>>) {
+    if let Some(watched) = interfaces
+        && watched.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending::<()>().await;
 }
 
 pub(crate) fn unix_now() -> u64 {

@@ -85,10 +85,11 @@ async fn ping(
             () = client.gone() => return Ok(()),
         }
         next = Instant::now() + interval;
-        let mut probe = Probe { sequence, rtt_ms: None, path: Vec::new(), error: None };
+        let mut probe = Probe { sequence, rtt_ms: None, path: Vec::new(), direct: None, error: None };
         match shared.data.echo(peer.node_id, limit).await {
             Ok(Some(echo)) => {
                 probe.rtt_ms = Some(echo.rtt.as_secs_f64() * 1000.0);
+                probe.direct = echo.direct;
                 probe.path = echo.path.iter().map(|&id| relay_name(&node, id)).collect();
             }
             Ok(None) => {}

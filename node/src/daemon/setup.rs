@@ -101,6 +101,9 @@ pub(super) fn localise(network: &mut NetworkSettings, settings: &Settings) {
     if let Some(mtu) = settings.mtu {
         network.mtu = mtu;
     }
+    if let Some(keepalive) = settings.p2p.keepalive {
+        network.keepalive_s = keepalive.as_secs();
+    }
     if let Some(latency) = settings.latency_report {
         network.latency_report_s = latency.as_secs();
     }

@@ -2,12 +2,13 @@
 
 use ipnet::IpNet;
 use meshdp::proto::node::NodeStatus;
-use meshdp::proto::wire::control::node::{AuthState, NodeState, Settings as NetworkSettings};
+use meshdp::proto::path::nat::NatBehaviour;
+use meshdp::proto::wire::control::node::{AuthState, Endpoint, NodeState, Settings as NetworkSettings};
 use tokio::time::Instant;
 
 use super::Shared;
 use crate::config::Settings;
-use crate::ipc::message::{Controller, ControllerState, Membership, Pending, Status, rows};
+use crate::ipc::message::{Controller, ControllerState, Membership, OwnEndpoint, Pending, Status, rows};
 
 /// How things stand with the controller.
 #[derive(Debug)]
@@ -19,6 +20,8 @@ pub(crate) struct View {
     message: Option<String>,
     /// From the last AUTH_RESPONSE.
     pub(crate) memberships: Vec<NodeState>,
+    endpoints: Vec<Endpoint>,
+    nat: NatBehaviour,
 }
 
 impl View {
@@ -31,7 +34,20 @@ impl View {
             since: now,
             message: None,
             memberships: Vec::new(),
+            endpoints: Vec::new(),
+            nat: NatBehaviour::default(),
         }
+    }
+
+    /// Where this machine may be reached by UDP.
+    pub(crate) fn reachable(&mut self, endpoints: &[Endpoint], nat: NatBehaviour) {
+        self.endpoints = endpoints.to_vec();
+        self.nat = nat;
+    }
+
+    /// The same, best first.
+    pub(crate) fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
     }
 
     /// Notes a new state of the control link.
@@ -98,6 +114,12 @@ pub(crate) fn status(shared: &Shared, node: &NodeStatus, routes: Vec<IpNet>) -> 
         peers,
         relays,
         routes,
+        endpoints: view
+            .endpoints
+            .iter()
+            .map(|endpoint| OwnEndpoint { kind: endpoint.kind.clone(), address: endpoint.address })
+            .collect(),
+        nat: view.nat.to_string(),
         drops: node.drops.iter().map(|(&reason, &count)| (reason.to_owned(), count)).collect(),
     }
 }

@@ -1,7 +1,7 @@
 //! What the command line asks and what the daemon answers. `edgelink status --output json` prints [`Status`] as it stands.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use meshdp::proto::id::{NodeId, RelayId};
@@ -46,8 +46,11 @@ pub(crate) struct Probe {
     pub(crate) sequence: u32,
     /// `None`: no answer in time.
     pub(crate) rtt_ms: Option<f64>,
-    /// Names of the relays on the way.
+    /// Names of the relays on the way; empty when it went directly.
     pub(crate) path: Vec<String>,
+    /// The address that answered directly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) direct: Option<SocketAddr>,
     /// Why it was not even sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<String>,
@@ -107,6 +110,10 @@ pub(crate) struct Status {
     pub(crate) relays: Vec<Relay>,
     /// Subnets behind peers that the system routes into the interface.
     pub(crate) routes: Vec<IpNet>,
+    /// Where this machine may be reached by UDP, best first; empty: direct paths are off, or nothing is known yet.
+    pub(crate) endpoints: Vec<OwnEndpoint>,
+    /// What the NAT before it does, in words.
+    pub(crate) nat: String,
     /// Packets and frames dropped, by reason.
     pub(crate) drops: BTreeMap<String, u64>,
 }
@@ -152,6 +159,10 @@ pub(crate) struct Peer {
     pub(crate) session: String,
     pub(crate) session_age_s: Option<f64>,
     pub(crate) cipher: Option<String>,
+    /// Where packets go directly; `None`: by relays.
+    pub(crate) direct: Option<SocketAddr>,
+    /// What the address is: `lan`, `stun`, …
+    pub(crate) direct_kind: Option<String>,
     /// Relays in use, from this end; empty: none.
     pub(crate) path: Vec<RelayId>,
     /// Their names.
@@ -162,6 +173,14 @@ pub(crate) struct Peer {
     pub(crate) rx_bytes: u64,
     pub(crate) rx_packets: u64,
     pub(crate) last_heard_s: Option<f64>,
+}
+
+/// An address of this machine, in [`Status`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct OwnEndpoint {
+    /// `lan`, `discovered`, `upnp`, `stun`, `observed` or `relay`
+    pub(crate) kind: String,
+    pub(crate) address: SocketAddr,
 }
 
 /// A relay, in [`Status`].
@@ -188,6 +207,8 @@ pub(crate) fn rows(status: &NodeStatus) -> (Vec<Peer>, Vec<Relay>) {
         session: peer.session.to_owned(),
         session_age_s: peer.session_age_s,
         cipher: peer.cipher.map(str::to_owned),
+        direct: peer.direct,
+        direct_kind: peer.direct_kind.map(|kind| kind.name().to_owned()),
         path: peer.path.clone(),
         path_names: names(&peer.path),
         rtt_ms: peer.rtt_ms,

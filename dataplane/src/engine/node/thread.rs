@@ -15,17 +15,18 @@ use rand_core::SeedableRng as _;
 use rustls::ClientConfig;
 
 use super::api::{Command, Inbox, Limits, Options, Ready, Report};
-use super::datagram::{Burst, UdpSocket};
+use super::datagram::OpenSocket;
 use super::dial::Dial;
+use super::flow::Guess;
 use super::helper::Helpers;
 use super::relay::{Link, Links, Phase};
 use crate::engine::driver::{Driver, Event, Token};
 use crate::engine::tls::{Pin, Roots};
+use crate::engine::udp::Bundles;
 use crate::engine::{Opened, open};
 use crate::packet::Pool;
 use crate::packet::offload::{Coalescer, Format};
 use crate::proto::drop_reason::DropCounters;
-use crate::proto::id::RelayId;
 use crate::proto::node::Node;
 use crate::proto::time::{Instant, Now, UnixTime};
 use crate::tun::MAX_READ;
@@ -74,13 +75,13 @@ pub(super) struct Worker<D, F> {
     pub limits: Limits,
     pub pool: Pool,
     pub random: ChaCha20Rng,
-    /// Where the last packet went: the next one is sealed right into that relay's outbox.
-    pub guess: Option<(RelayId, Option<RelayId>)>,
+    /// Where the last packet went: the next one is sealed right there.
+    pub guess: Option<Guess>,
     pub scratch: Vec<u8>,
     /// For IPv4 and IPv6.
-    pub udp: [Option<UdpSocket>; 2],
+    pub udp: [Option<OpenSocket>; 2],
     pub udp_tokens: Vec<Token>,
-    pub burst: Burst,
+    pub bundles: Bundles,
     pub drops: DropCounters,
     pub stopping: Option<Instant>,
 }
@@ -139,7 +140,7 @@ fn start<D: Driver, F: FnMut(Report)>(
         scratch: Vec::new(),
         udp: [None; 2],
         udp_tokens: Vec::new(),
-        burst: Burst::default(),
+        bundles: Bundles::default(),
         drops: DropCounters::default(),
         stopping: None,
         driver,
@@ -181,6 +182,7 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
                 self.handle_event(event, now)?;
             }
             self.flush_port();
+            self.send_bundles(now);
         }
     }
 
@@ -211,7 +213,9 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
     pub(super) fn handle_event(&mut self, event: Event, now: Now) -> io::Result<()> {
         match event {
             Event::Packet { buffer, .. } => self.handle_packet(buffer, now),
-            Event::Datagram { from, buffer, .. } => self.handle_datagram(from, buffer, now),
+            Event::Datagrams { from, segment, buffer, .. } => {
+                self.handle_datagrams(from, segment, buffer, now);
+            }
             Event::Received { token, buffer } => self.handle_received(token, buffer, now),
             Event::Closed { token, error } => {
                 if self.port.as_ref().is_some_and(|port| port.token == token) {
@@ -296,9 +300,7 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
         let Some(link) = self.links.get(token).filter(|link| link.is_live()) else { return };
         link.connection.close(1000, reason);
         link.phase = Phase::Closing { deadline: now.instant + self.limits.linger, shut: false };
-        if self.guess.is_some_and(|(relay, _)| relay == link.relay) {
-            self.guess = None;
-        }
+        self.guess = self.guess.filter(|guess| !guess.is_by(link.relay));
     }
 
     /// A connection is gone without our doing.
@@ -307,9 +309,7 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
             self.node.relay_closed(link.relay, now);
             (self.report)(Report::RelayFailed { relay: link.name, error: what });
         }
-        if self.guess.is_some_and(|(relay, _)| relay == link.relay) {
-            self.guess = None;
-        }
+        self.guess = self.guess.filter(|guess| !guess.is_by(link.relay));
     }
 
     pub(super) fn handle_deadlines(&mut self, now: Now) {

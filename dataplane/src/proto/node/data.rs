@@ -11,7 +11,7 @@ use super::{Echo, Node};
 use crate::proto::drop_reason::DropReason;
 use crate::proto::id::{NodeId, SessionIndex};
 use crate::proto::path::choice::Path;
-use crate::proto::routing::packet::Addresses;
+use crate::proto::routing::packet::{Addresses, udp_source_port};
 use crate::proto::routing::table::PeerKey;
 use crate::proto::session::registry::Standing;
 use crate::proto::session::rekey;
@@ -52,6 +52,11 @@ impl Node {
         }
         let packet = buffer.get(DATA_HEADROOM..DATA_HEADROOM + length).ok_or(DropReason::Malformed)?;
         let addresses = Addresses::of(packet).map_err(|_| DropReason::Malformed)?;
+        if udp_source_port(packet).is_some_and(|port| self.net.is_own_port(port))
+            && self.memberships.values().any(|own| own.accepts.has_host(addresses.source))
+        {
+            return Err(DropReason::OwnDatagram);
+        }
         let directory = &self.directory;
         let usable = |key| directory.get(key).is_some_and(|peer| peer.is_usable(now.instant));
         let key = directory.routes.lookup(packet, addresses, usable).ok_or(DropReason::NoRoute)?;

@@ -24,6 +24,13 @@ pub(super) struct Net {
     told: Vec<Endpoint>,
 }
 
+impl Net {
+    /// Whether a socket of ours has this port; nobody else can then.
+    pub(super) fn is_own_port(&self, port: u16) -> bool {
+        self.endpoints.port4 == Some(port) || self.endpoints.port6 == Some(port)
+    }
+}
+
 impl Node {
     /// The UDP sockets and interfaces as they are now; nothing in it turns direct paths off. When an address has gone, this node has moved: peers
     /// are told on every path.
