@@ -5,18 +5,24 @@
 //! [`Settings`] whose fields are valid by type; nothing after it has to check again.
 
 pub(crate) mod file;
+mod proxy;
 
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
 use meshdp::engine::tls::{self, Pin};
+use meshdp::proto::dial::proxy::ProxyRules;
 use meshdp::proto::wire::control::node::AdvertisedRoute;
+use serde::Deserialize;
 
 use crate::args::Overrides;
 use crate::control::url::ControllerUrl;
 use file::{ConfigFile, LogFormat};
+use proxy::SystemProxy;
 
 /// The interface unless one is named.
 pub(crate) const DEFAULT_INTERFACE: &str = "edge0";
@@ -34,6 +40,10 @@ pub(crate) struct Settings {
     pub(crate) state_dir: PathBuf,
     /// Networks to join; empty: the default one.
     pub(crate) networks: Vec<String>,
+    /// Which hosts are behind a proxy.
+    pub(crate) proxies: ProxyRules,
+    /// Shown to who asks for one: certificate chain and key.
+    pub(crate) client_certificate: Option<(PathBuf, PathBuf)>,
     /// Authorises at once where the operator made such a key.
     pub(crate) enrolment_key: Option<Secret>,
     /// The interface.
@@ -77,8 +87,17 @@ pub(crate) struct Controller {
 }
 
 /// A string that stays out of logs.
-#[derive(Clone, zeroize::Zeroize, zeroize::ZeroizeOnDrop, PartialEq, Eq)]
+#[derive(Clone, zeroize::Zeroize, zeroize::ZeroizeOnDrop, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
 pub(crate) struct Secret(pub(crate) String);
+
+impl FromStr for Secret {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(Self(text.to_owned()))
+    }
+}
 
 impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -89,7 +108,7 @@ impl std::fmt::Debug for Secret {
 /// The settings of `overrides` over those of the file it names (or of the first default file that exists).
 pub(crate) fn resolve(overrides: &Overrides) -> anyhow::Result<Settings> {
     let file = load(overrides.config.as_deref())?;
-    merge(overrides, file)
+    merge(overrides, file, &SystemProxy::from_env())
 }
 
 /// The file at `explicit`, else the first default one, else nothing.
@@ -148,7 +167,17 @@ fn expand(path: &Path) -> PathBuf {
     }
 }
 
-fn merge(overrides: &Overrides, file: ConfigFile) -> anyhow::Result<Settings> {
+fn merge(overrides: &Overrides, file: ConfigFile, system: &SystemProxy) -> anyhow::Result<Settings> {
+    let proxies = proxy::merge(overrides, file.proxy.as_ref(), file.no_proxy, system)?;
+    let client_cert = overrides.client_cert.clone().or(file.client_cert);
+    let client_certificate = match (client_cert, overrides.client_key.clone().or(file.client_key)) {
+        (Some(certificate), Some(key)) => Some((expand(&certificate), expand(&key))),
+        (None, None) => None,
+        (Some(_), None) => bail!("client_cert is given without client_key: name the file of its key, too"),
+        (None, Some(_)) => {
+            bail!("client_key is given without client_cert: name the file of the certificate, too")
+        }
+    };
     let controller = merge_controller(overrides, file.controller)?;
     let state_dir =
         overrides.state_dir.clone().or(file.state_dir).map_or_else(default_state_dir, |p| expand(&p));
@@ -194,6 +223,8 @@ fn merge(overrides: &Overrides, file: ConfigFile) -> anyhow::Result<Settings> {
         key_file,
         state_dir,
         networks: if overrides.networks.is_empty() { file.networks } else { overrides.networks.clone() },
+        proxies,
+        client_certificate,
         enrolment_key: overrides.enrolment_key.clone().or(file.enrolment_key).map(Secret),
         interface,
         mtu,
@@ -266,6 +297,10 @@ fn system_hostname() -> String {
 mod tests {
     use super::*;
 
+    fn merge(overrides: &Overrides, file: ConfigFile) -> anyhow::Result<Settings> {
+        super::merge(overrides, file, &SystemProxy::default())
+    }
+
     fn overrides() -> Overrides {
         Overrides { controller: Some("wss://controller.example".to_owned()), ..Overrides::default() }
     }
@@ -300,6 +335,17 @@ mod tests {
         assert_eq!(parse_pin(&["ab"; 32].join(":")).unwrap(), [0xab; 32]);
         assert!(parse_pin("sha256:abcd").unwrap_err().to_string().contains("64 hex digits"));
         assert!(parse_pin(&"+f".repeat(32)).is_err());
+    }
+
+    #[test]
+    fn a_client_certificate_needs_its_key() {
+        let one = |client_cert, client_key| Overrides { client_cert, client_key, ..overrides() };
+        let path = |name: &str| Some(PathBuf::from(name));
+        let settings = merge(&one(path("/c"), path("/k")), ConfigFile::default()).unwrap();
+        assert_eq!(settings.client_certificate, Some(("/c".into(), "/k".into())));
+        for alone in [one(path("/c"), None), one(None, path("/k"))] {
+            assert!(merge(&alone, ConfigFile::default()).unwrap_err().to_string().contains("too"));
+        }
     }
 
     #[test]

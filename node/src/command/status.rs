@@ -42,6 +42,9 @@ fn print(status: &Status) {
     if let Some(message) = &controller.message {
         println!("  {message}");
     }
+    if let Some(proxy) = &status.proxy {
+        println!("through the proxy {proxy}");
+    }
     println!();
     print_memberships(status);
     if !status.peers.is_empty() {
