@@ -159,11 +159,12 @@ class Mesh:
         tls_pin: str | None = None,
         relay: dict[str, Any] | None = None,
         limits: Mapping[str, float] | None = None,
+        stun: dict[str, Any] | None = None,
         wrapper: Sequence[str] = (),
     ) -> Relay:
         """Tell the controller, then start it; `plain` is a listener without TLS behind a proxy whose certificate is `tls_pin`.
 
-        `relay` goes over its section of the same name.
+        `relay` and `stun` go over their sections of the same name.
         """
         host = host or self.lab.host(name)
         public = f"wss://{host.address}:{RELAY_PORT}"
@@ -183,7 +184,7 @@ class Mesh:
                 "mesh_url": f"{public}/ws/mesh",
                 **(relay or {}),
             },
-            "stun": {"listen": f"{host.address}:3478", "external_ip": host.address},
+            "stun": {"listen": f"{host.address}:3478", "external_ip": host.address, **(stun or {})},
             "limits": limits or {},
             "state_dir": str(self.lab.path / f"{name}-state"),
         }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _PR_SET_PDEATHSIG = 1
 _CLONE_NEWNET = 0x40000000
+_LABS = itertools.count(1)
 
 
 def need_privilege() -> None:
@@ -160,7 +162,7 @@ class Lab:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.prefix = f"el{os.getpid() % 100000}"
+        self.prefix = f"el{os.getpid() % 100000}-{next(_LABS)}"
         self.hosts: list[Host] = []
         self.processes: list[Process] = []
         self._switch = f"{self.prefix}-sw"

@@ -21,7 +21,7 @@ use serde::Deserialize;
 
 use crate::args::Overrides;
 use crate::control::url::ControllerUrl;
-use file::{ConfigFile, LogFormat};
+use file::{Cipher, ConfigFile, LogFormat};
 use proxy::SystemProxy;
 
 /// The interface unless one is named.
@@ -54,6 +54,8 @@ pub(crate) struct Settings {
     pub(crate) advertise_routes: Vec<AdvertisedRoute>,
     /// Whether the system's routing table gets the subnets of others.
     pub(crate) accept_routes: bool,
+    /// Which ciphers sessions may use.
+    pub(crate) cipher: Cipher,
     /// Direct paths.
     pub(crate) p2p: P2p,
     /// Overrides the operator's interval between LATENCY_REPORTs.
@@ -230,6 +232,7 @@ fn merge(overrides: &Overrides, file: ConfigFile, system: &SystemProxy) -> anyho
         mtu,
         advertise_routes,
         accept_routes: overrides.accept_routes.or(file.accept_routes).unwrap_or(true),
+        cipher: file.cipher.unwrap_or_default(),
         p2p: P2p {
             enabled: overrides.p2p.or(file.p2p.enabled).unwrap_or(true),
             port: overrides.p2p_port.or(file.p2p.port).unwrap_or(0),
@@ -320,6 +323,17 @@ mod tests {
         assert!(!settings.accept_routes);
         assert_eq!(settings.log_level, "info");
         assert_eq!(settings.controller.url.path(), "/ws/control");
+    }
+
+    #[test]
+    fn ciphers_are_left_to_the_machine_unless_the_file_names_one() {
+        let cipher = |text: &str| {
+            let file = meshdp::config::parse(Path::new("node.toml"), text)?;
+            anyhow::Ok(merge(&overrides(), file)?.cipher)
+        };
+        assert_eq!(cipher("").unwrap(), Cipher::Auto);
+        assert_eq!(cipher("cipher = \"chacha20-poly1305\"\n").unwrap(), Cipher::ChaCha20Poly1305);
+        assert!(cipher("cipher = \"none\"\n").unwrap_err().to_string().contains("cipher"));
     }
 
     #[test]

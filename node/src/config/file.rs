@@ -32,6 +32,7 @@ pub(crate) struct ConfigFile {
     pub(crate) tun: Tun,
     pub(crate) advertise_routes: Vec<RouteEntry>,
     pub(crate) accept_routes: Option<bool>,
+    pub(crate) cipher: Option<Cipher>,
     pub(crate) gateway_mode: GatewayMode,
     pub(crate) p2p: P2p,
     pub(crate) relay: Relay,
@@ -98,6 +99,18 @@ pub(crate) struct P2p {
     pub(crate) enabled: Option<bool>,
     pub(crate) port: Option<u16>,
     pub(crate) keepalive_interval_seconds: Option<u64>,
+}
+
+/// `cipher`: which ones sessions may use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub(crate) enum Cipher {
+    /// AES-256-GCM where both ends have the instructions, otherwise ChaCha20-Poly1305.
+    #[default]
+    #[serde(rename = "auto")]
+    Auto,
+    /// Never AES-256-GCM, with any peer.
+    #[serde(rename = "chacha20-poly1305")]
+    ChaCha20Poly1305,
 }
 
 /// `relay`

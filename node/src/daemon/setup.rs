@@ -14,6 +14,7 @@ use rustix::fs::{Access, access};
 use tokio::time::{Instant, sleep};
 
 use super::store::Store;
+use crate::config::file::Cipher;
 use crate::config::{Controller, Settings};
 use crate::keys::{Keys, random_secret};
 
@@ -60,7 +61,7 @@ pub(super) fn node_settings(settings: &Settings, keys: &Keys, store: &Store) -> 
         node_key: NodeKey::clone(keys.node()),
         node_key_created: keys.created(),
         previous_node_key: keys.previous(),
-        aes: has_aes(),
+        aes: settings.cipher == Cipher::Auto && has_aes(),
         seed: *random_secret(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         advertised: settings.advertise_routes.clone(),
