@@ -74,12 +74,12 @@ impl Attempt {
     pub(super) fn start(candidate: Candidate, host: &Host, via: Option<Arc<Via>>) -> Result<Self, DialError> {
         let whom = || whom(via.as_deref(), candidate.address);
         let socket =
-            connecting(candidate.address).map_err(|source| DialError::Connect { whom: whom(), source })?;
+            connecting(candidate.address).map_err(|reason| DialError::Connect { whom: whom(), reason })?;
         let socket = TcpStream::from(socket);
         let Some(via) = via else {
             return Ok(Self { candidate, carrier: Carrier::Plain(socket), talk: None, connecting: true });
         };
-        let broke = |source| DialError::ProxyBroke { proxy: via.proxy.to_string(), source };
+        let broke = |reason| DialError::ProxyBroke { proxy: via.proxy.to_string(), reason };
         let carrier = match &via.tls {
             None => Carrier::Plain(socket),
             Some(config) => {
@@ -91,7 +91,7 @@ impl Attempt {
             }
         };
         let (tunnel, out) = Tunnel::new(&via.proxy, &host.name, host.port)
-            .map_err(|source| DialError::Proxy { proxy: via.proxy.to_string(), source })?;
+            .map_err(|reason| DialError::Proxy { proxy: via.proxy.to_string(), reason })?;
         let talk = Some(Talk { via, tunnel, out, sent: 0 });
         Ok(Self { candidate, carrier, talk, connecting: true })
     }
@@ -122,11 +122,11 @@ impl Attempt {
     /// Goes on after the socket was ready; true when the connection belongs to the host.
     pub(super) fn advance(&mut self) -> Result<bool, DialError> {
         if self.connecting {
-            if let Err(source) =
+            if let Err(reason) =
                 self.carrier.socket().take_error().and_then(|error| error.map_or(Ok(()), Err))
             {
                 let via = self.talk.as_ref().map(|talk| &*talk.via);
-                return Err(DialError::Connect { whom: whom(via, self.candidate.address), source });
+                return Err(DialError::Connect { whom: whom(via, self.candidate.address), reason });
             }
             self.connecting = false;
         }
@@ -148,7 +148,7 @@ impl Attempt {
 impl Talk {
     fn go_on(&mut self, stream: &mut dyn ReadWrite) -> Result<bool, DialError> {
         let proxy = || self.via.proxy.to_string();
-        let broke = |source| DialError::ProxyBroke { proxy: proxy(), source };
+        let broke = |reason| DialError::ProxyBroke { proxy: proxy(), reason };
         loop {
             while let Some(rest) = self.out.get(self.sent..).filter(|rest| !rest.is_empty()) {
                 match stream.write(rest) {
@@ -172,7 +172,7 @@ impl Talk {
                 Err(error) => return Err(broke(error)),
             };
             let progress = self.tunnel.push(bytes.get(..received).unwrap_or_default());
-            match progress.map_err(|source| DialError::Proxy { proxy: proxy(), source })? {
+            match progress.map_err(|reason| DialError::Proxy { proxy: proxy(), reason })? {
                 Progress::Open => return Ok(true),
                 Progress::Send(more) => {
                     if !more.is_empty() {

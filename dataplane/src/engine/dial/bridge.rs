@@ -1,5 +1,7 @@
-//! TLS to a proxy, done by a thread at the other end of a Unix socket: the drivers and tokio want a descriptor that carries the host's bytes, and inside an
-//! `https://` proxy those are within somebody else's TLS. It costs a copy and a wake-up each way, for these connections only.
+//! TLS to an `https://` proxy, done by a thread at the other end of a Unix socket.
+//!
+//! The drivers and tokio want a descriptor that carries the host's own bytes; on the way to such a proxy those are within somebody else's TLS. It costs a copy
+//! and a wake-up each way, for these connections only.
 //!
 //! The thread ends when either side does: what came before the end is still passed on. Each direction holds at most [`CHUNK`] bytes and what TLS
 //! keeps, and reads no more until they are gone.

@@ -73,36 +73,36 @@ pub struct Connected {
 #[non_exhaustive]
 pub enum DialError {
     /// The resolver knows no address.
-    #[error("cannot find the address of {whom}: {source}")]
+    #[error("cannot find the address of {whom}: {reason}")]
     Name {
         /// The host, or the proxy.
         whom: String,
         /// What the resolver said.
-        source: io::Error,
+        reason: io::Error,
     },
     /// TCP.
-    #[error("cannot connect to {whom}: {source}")]
+    #[error("cannot connect to {whom}: {reason}")]
     Connect {
         /// Address, and whose proxy it is.
         whom: String,
         /// What the system said.
-        source: io::Error,
+        reason: io::Error,
     },
     /// The proxy does not let us through.
-    #[error("{proxy}: {source}")]
+    #[error("proxy {proxy}: {reason}")]
     Proxy {
         /// Its URL, without password.
         proxy: String,
         /// What it said.
-        source: TunnelError,
+        reason: TunnelError,
     },
     /// The connection to the proxy broke, or TLS to it failed.
-    #[error("{proxy}: the connection to it broke: {source}")]
+    #[error("proxy {proxy}: the connection to it broke: {reason}")]
     ProxyBroke {
         /// Its URL, without password.
         proxy: String,
         /// What happened.
-        source: io::Error,
+        reason: io::Error,
     },
     /// No trusted roots for TLS to the proxy.
     #[error(transparent)]
@@ -228,9 +228,9 @@ impl Dial {
             let (name, port) = route.first();
             if let Ok(address) = name.parse::<IpAddr>() {
                 race.handle_addresses(n, &[(address, port).into()]);
-            } else if let Err(source) = lookups.start(n, name, port) {
+            } else if let Err(reason) = lookups.start(n, name, port) {
                 race.handle_addresses(n, &[]);
-                failures.push(DialError::Name { whom: name.to_owned(), source });
+                failures.push(DialError::Name { whom: name.to_owned(), reason });
             }
         }
         let clock = std::time::Instant::now();
@@ -267,9 +267,9 @@ impl Dial {
 
     fn handle_lookups(&mut self) {
         while let Some((n, addresses)) = self.lookups.poll() {
-            let addresses = addresses.unwrap_or_else(|source| {
+            let addresses = addresses.unwrap_or_else(|reason| {
                 let whom = self.routes.get(n).map_or("", |route| route.first().0).to_owned();
-                self.failures.push(DialError::Name { whom, source });
+                self.failures.push(DialError::Name { whom, reason });
                 Vec::new()
             });
             self.race.handle_addresses(n, &addresses);

@@ -131,7 +131,7 @@ fn a_wrong_password_is_told_as_such_and_not_shown() {
     let (port, _thread) = proxy(|tcp| tcp, |stream| http_proxy(stream, &["nobody gets in"]));
     let outbound = through(&format!("http://jane:hush@127.0.0.1:{port}"));
     let error = outbound.connect(&[host("relay.invalid", 443)], LIMIT).unwrap_err().to_string();
-    assert!(error.starts_with(&format!("http://127.0.0.1:{port}: ")), "{error}");
+    assert!(error.starts_with(&format!("proxy http://127.0.0.1:{port}: ")), "{error}");
     assert!(error.contains("does not accept the user name and password"), "{error}");
     assert!(!error.contains("hush") && !error.contains("jane"), "{error}");
 }

@@ -23,10 +23,10 @@ const MAX_INTERIM: usize = 4;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// 407, and no credentials were given.
+    /// 407 (or 401), and no credentials were given.
     #[error("it wants a user name and a password: write them into its URL, http://USER:PASSWORD@HOST:PORT")]
     CredentialsWanted,
-    /// 407 to our credentials.
+    /// 407 (or 401) to our credentials.
     #[error(
         "it does not accept the user name and password in its URL: check them (special characters are written %XX)"
     )]
@@ -158,7 +158,8 @@ impl Connect {
             101 => Err(ConnectError::Status(101)),
             100..200 => Ok(false),
             200..300 => Ok(true),
-            407 => Err(self.login_refused(parsed.headers)),
+            // Some (tinyproxy) say 401 to a wrong password.
+            401 | 407 => Err(self.login_refused(parsed.headers)),
             status @ (403 | 405 | 451) => Err(ConnectError::Forbidden { to: to(), status }),
             status @ (500 | 502..=504) => Err(ConnectError::Unreachable { to: to(), status }),
             status => Err(ConnectError::Status(status)),
@@ -237,6 +238,7 @@ mod tests {
         );
         assert_eq!(answer(true, "407 No\r\nProxy-Authenticate: Basic"), ConnectError::CredentialsRefused);
         assert_eq!(answer(true, "407 No"), ConnectError::CredentialsRefused);
+        assert_eq!(answer(true, "401 Unauthorized"), ConnectError::CredentialsRefused);
         assert_eq!(
             answer(true, "407 No\r\nproxy-authenticate: NTLM\r\nProxy-Authenticate: Negotiate"),
             ConnectError::Authentication("NTLM, Negotiate".to_owned())
