@@ -205,5 +205,21 @@ def test_what_needs_no_proxy_goes_directly(walled: Walled) -> None:
     walled.forget(node)
 
 
+def test_a_relay_behind_the_wall_finds_the_controller_and_the_others(walled: Walled) -> None:
+    mesh = walled.mesh
+    host = mesh.lab.host("inside")
+    wall(host, walled.gate.host)
+    # Nodes come in; it is the relay that may not go out.
+    host.run("nft", "add", "rule", "inet", "wall", "out", "ct", "state", "established", "accept")
+    relay = mesh.add_relay("inside", host=host, wrapper=("env", f"HTTPS_PROXY={walled.gate.url('http', HTTP)}"))
+    for node in mesh.nodes:
+        node.host.run("nft", "add", "rule", "inet", "wall", "out", "ip", "daddr", host.address, "accept")
+    mesh.wait_connected()
+    links = {entry["peer"] for entry in relay.connections() if entry["kind"] == "mesh"}
+    others = {entry["peer"] for other in mesh.relays[:2] for entry in other.connections() if entry["kind"] == "mesh"}
+    assert walled.gate.host.address in links | others, (links, others)
+    assert walled.gate.host.address not in {entry["peer"] for entry in relay.connections() if entry["kind"] == "data"}
+
+
 def _relay_errors(node: Node) -> str:
     return "\n".join(str(relay["error"]) for relay in node.status()["relays"])

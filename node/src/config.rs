@@ -5,7 +5,6 @@
 //! [`Settings`] whose fields are valid by type; nothing after it has to check again.
 
 pub(crate) mod file;
-mod proxy;
 
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
@@ -22,7 +21,6 @@ use serde::Deserialize;
 use crate::args::Overrides;
 use crate::control::url::ControllerUrl;
 use file::{Cipher, ConfigFile, LogFormat};
-use proxy::SystemProxy;
 
 /// The interface unless one is named.
 pub(crate) const DEFAULT_INTERFACE: &str = "edge0";
@@ -110,7 +108,7 @@ impl std::fmt::Debug for Secret {
 /// The settings of `overrides` over those of the file it names (or of the first default file that exists).
 pub(crate) fn resolve(overrides: &Overrides) -> anyhow::Result<Settings> {
     let file = load(overrides.config.as_deref())?;
-    merge(overrides, file, &SystemProxy::from_env())
+    merge(overrides, file, &|name| std::env::var(name).ok())
 }
 
 /// The file at `explicit`, else the first default one, else nothing.
@@ -169,8 +167,17 @@ fn expand(path: &Path) -> PathBuf {
     }
 }
 
-fn merge(overrides: &Overrides, file: ConfigFile, system: &SystemProxy) -> anyhow::Result<Settings> {
-    let proxies = proxy::merge(overrides, file.proxy.as_ref(), file.no_proxy, system)?;
+fn merge(
+    overrides: &Overrides,
+    file: ConfigFile,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> anyhow::Result<Settings> {
+    let proxy = overrides.proxy.as_ref().or(file.proxy.as_ref()).map(|proxy| proxy.0.as_str());
+    let no_proxy = match overrides.no_proxy.as_slice() {
+        [] => file.no_proxy.map(|list| list.join(",")),
+        list => Some(list.join(",")),
+    };
+    let proxies = ProxyRules::from_settings(proxy, no_proxy.as_deref(), variable)?;
     let client_cert = overrides.client_cert.clone().or(file.client_cert);
     let client_certificate = match (client_cert, overrides.client_key.clone().or(file.client_key)) {
         (Some(certificate), Some(key)) => Some((expand(&certificate), expand(&key))),
@@ -301,7 +308,7 @@ mod tests {
     use super::*;
 
     fn merge(overrides: &Overrides, file: ConfigFile) -> anyhow::Result<Settings> {
-        super::merge(overrides, file, &SystemProxy::default())
+        super::merge(overrides, file, &|_| None)
     }
 
     fn overrides() -> Overrides {
@@ -349,6 +356,21 @@ mod tests {
         assert_eq!(parse_pin(&["ab"; 32].join(":")).unwrap(), [0xab; 32]);
         assert!(parse_pin("sha256:abcd").unwrap_err().to_string().contains("64 hex digits"));
         assert!(parse_pin(&"+f".repeat(32)).is_err());
+    }
+
+    #[test]
+    fn the_proxy_comes_from_flag_file_or_variable() {
+        let text = "proxy = \"http://jane:hush@file:1\"\nno_proxy = [\"a.example\", \"10.0.0.0/8\"]\n";
+        let file = || meshdp::config::parse::<ConfigFile>(Path::new("node.toml"), text).unwrap();
+        assert!(!format!("{:?}", file()).contains("hush"));
+        let settings = merge(&overrides(), file()).unwrap();
+        assert_eq!(settings.proxies.proxy.as_ref().unwrap().to_string(), "http://file:1");
+        assert!(settings.proxies.proxy_for("10.1.1.1", 443).is_none());
+        let flags = Overrides { proxy: Some(Secret("none".to_owned())), ..overrides() };
+        assert_eq!(merge(&flags, file()).unwrap().proxies.proxy, None);
+        let variable = |name: &str| (name == "HTTPS_PROXY").then(|| "socks5://env".to_owned());
+        let settings = super::merge(&overrides(), ConfigFile::default(), &variable).unwrap();
+        assert_eq!(settings.proxies.proxy.unwrap().to_string(), "socks5://env:1080");
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub const MAX_HOSTS: usize = 8;
 const MAX_TOLD: usize = 3;
 
 /// How this machine reaches others: by which proxy, trusting whom, and showing what.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outbound {
     /// Which hosts are behind a proxy.
     pub rules: ProxyRules,

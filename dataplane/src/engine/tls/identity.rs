@@ -30,6 +30,13 @@ impl ClientCertificate {
     }
 }
 
+impl PartialEq for ClientCertificate {
+    /// By the certificates: the key belongs to the first.
+    fn eq(&self, other: &Self) -> bool {
+        self.0.cert == other.0.cert
+    }
+}
+
 impl fmt::Debug for ClientCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("ClientCertificate")

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 
 use ipnet::IpNet;
+use zeroize::Zeroizing;
 
 use crate::proto::wire::control::Secret;
 
@@ -227,7 +228,48 @@ pub struct ProxyRules {
     pub no_proxy: NoProxy,
 }
 
+/// A setting or variable that should be the URL of a proxy. Does not say what stood in it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{whence} is no proxy: {what} (to go without one, set proxy to \"none\")")]
+pub struct ProxySettingError {
+    /// `proxy`, or the variable's name.
+    pub whence: &'static str,
+    /// What is wrong.
+    pub what: ProxyUrlError,
+}
+
 impl ProxyRules {
+    /// From the settings `proxy` (a URL or `none`) and `no_proxy`; where they are not made, from the variables that other programs read, too: `HTTPS_PROXY`, else
+    /// `ALL_PROXY`, and `NO_PROXY`. As with curl their names in lower case come first. `variable` looks one up.
+    ///
+    /// # Errors
+    /// [`ProxySettingError`].
+    pub fn from_settings(
+        proxy: Option<&str>,
+        no_proxy: Option<&str>,
+        variable: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, ProxySettingError> {
+        let set = |name: &'static str| {
+            let value = variable(name).map(Zeroizing::new);
+            value.filter(|value| !value.trim().is_empty()).map(|value| (name, value))
+        };
+        let own = proxy.map(|proxy| ("proxy", Zeroizing::new(proxy.to_owned())));
+        let variables = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
+        let proxy = match own.or_else(|| variables.into_iter().find_map(set)) {
+            Some((_, proxy)) if matches!(proxy.trim(), "" | "none" | "direct") => None,
+            Some((whence, proxy)) => Some(proxy.parse().map_err(|what| ProxySettingError { whence, what })?),
+            None => None,
+        };
+        let no_proxy = match no_proxy {
+            Some(list) => NoProxy::parse(list),
+            None => ["no_proxy", "NO_PROXY"]
+                .into_iter()
+                .find_map(set)
+                .map_or_else(NoProxy::default, |(_, list)| NoProxy::parse(&list)),
+        };
+        Ok(Self { proxy, no_proxy })
+    }
+
     /// The proxy for `host` (name or address, without brackets) at `port`.
     pub fn proxy_for(&self, host: &str, port: u16) -> Option<&Proxy> {
         let here = host.eq_ignore_ascii_case("localhost")
@@ -397,6 +439,44 @@ mod tests {
         }
         assert!(rules.proxy_for("a.example", 443).is_some());
         assert_eq!(ProxyRules::default().proxy_for("a.example", 443), None);
+    }
+
+    /// What `proxy` and `no_proxy` make of these variables: the proxy, and whether it leads to a.example and b.example.
+    fn settings(
+        proxy: Option<&str>,
+        no_proxy: Option<&str>,
+        variables: &[(&str, &str)],
+    ) -> (Option<String>, bool, bool) {
+        let look_up = |name: &str| {
+            variables.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+        };
+        let rules = ProxyRules::from_settings(proxy, no_proxy, &look_up).unwrap();
+        let proxied = |host| rules.proxy_for(host, 443).is_some();
+        (rules.proxy.as_ref().map(ToString::to_string), proxied("a.example"), proxied("b.example"))
+    }
+
+    #[test]
+    fn settings_win_over_variables_and_lower_case_over_upper() {
+        let variables = [("HTTPS_PROXY", "http://env:1"), ("ALL_PROXY", "x"), ("NO_PROXY", "a.example")];
+        let shown = |text: &str| Some(text.to_owned());
+        assert_eq!(settings(None, None, &variables), (shown("http://env:1"), false, true));
+        let own = settings(Some("socks5://own:2"), Some("b.example"), &variables);
+        assert_eq!(own, (shown("socks5://own:2"), true, false));
+        for none in ["none", "direct", " "] {
+            assert_eq!(settings(Some(none), None, &variables), (None, false, false));
+        }
+        let lower = [("https_proxy", " "), ("all_proxy", "c"), ("ALL_PROXY", "d"), ("no_proxy", "*")];
+        assert_eq!(settings(None, None, &lower), (shown("http://c:80"), false, false));
+        assert_eq!(settings(None, None, &[]), (None, false, false));
+    }
+
+    #[test]
+    fn a_setting_that_is_no_proxy_is_refused_by_name_and_not_shown() {
+        let variable = |name: &str| (name == "ALL_PROXY").then(|| "socks4://jane:hush@p".to_owned());
+        let error = ProxyRules::from_settings(None, None, &variable).unwrap_err().to_string();
+        assert!(error.starts_with("ALL_PROXY is no proxy: ") && error.contains("socks5://"), "{error}");
+        let error = ProxyRules::from_settings(Some("http://jane:hush@"), None, &variable).unwrap_err();
+        assert!(error.whence == "proxy" && !format!("{error} {error:?}").contains("hush"), "{error}");
     }
 
     proptest! {
