@@ -1,4 +1,4 @@
-"""Nodes in a network that lets nobody out but through a proxy: HTTP CONNECT, the same within TLS, and SOCKS5."""
+"""Nodes and a relay in a network that lets nobody out but through a proxy: HTTP CONNECT, the same within TLS, and SOCKS5."""
 
 from __future__ import annotations
 
@@ -89,13 +89,17 @@ class Gate:
 
 
 class Walled:
-    """Two relays, a gate, and a node for each kind of proxy that has no other way out."""
+    """Two relays, a gate, and a node for each kind of proxy; the nodes and one relay have no other way out."""
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
         relay = mesh.lab.host("relay-1")
         self.gate = Gate(mesh, "gate", f"{relay.address} {NAME}\n")
-        mesh.add_relay("relay-1", host=relay, relay={"data_url": f"wss://{NAME}/ws/data"})
+        wall(relay, self.gate.host)
+        # Nodes come in; it is the relay that may not go out.
+        relay.run("nft", "add", "rule", "inet", "wall", "out", "ct", "state", "established", "accept")
+        variable = ("env", f"HTTPS_PROXY={self.gate.url('http', HTTP)}")
+        mesh.add_relay("relay-1", host=relay, relay={"data_url": f"wss://{NAME}/ws/data"}, wrapper=variable)
         mesh.add_relay("relay-2")
         self.http = self.add_node("http", "--proxy", self.gate.url("http", HTTP))
         ca_file = str(self.gate.path / "cert.pem")
@@ -206,19 +210,17 @@ def test_what_needs_no_proxy_goes_directly(walled: Walled) -> None:
 
 
 def test_a_relay_behind_the_wall_finds_the_controller_and_the_others(walled: Walled) -> None:
-    mesh = walled.mesh
-    host = mesh.lab.host("inside")
-    wall(host, walled.gate.host)
-    # Nodes come in; it is the relay that may not go out.
-    host.run("nft", "add", "rule", "inet", "wall", "out", "ct", "state", "established", "accept")
-    relay = mesh.add_relay("inside", host=host, wrapper=("env", f"HTTPS_PROXY={walled.gate.url('http', HTTP)}"))
-    for node in mesh.nodes:
-        node.host.run("nft", "add", "rule", "inet", "wall", "out", "ip", "daddr", host.address, "accept")
-    mesh.wait_connected()
-    links = {entry["peer"] for entry in relay.connections() if entry["kind"] == "mesh"}
-    others = {entry["peer"] for other in mesh.relays[:2] for entry in other.connections() if entry["kind"] == "mesh"}
-    assert walled.gate.host.address in links | others, (links, others)
-    assert walled.gate.host.address not in {entry["peer"] for entry in relay.connections() if entry["kind"] == "data"}
+    inside, outside = walled.mesh.relays
+    listed = walled.mesh.ctl("server", "list")
+    servers = listed["items"] if isinstance(listed, dict) else listed
+    online = {server["name"]: server["online"] for server in servers}
+    assert online == {"relay-1": True, "relay-2": True}
+    # The one with the smaller id dials.
+    links = {entry["peer"] for entry in outside.connections() if entry["kind"] == "mesh"}
+    assert links == {walled.gate.host.address}
+    assert inside.process is not None
+    assert "through the proxy" in inside.process.text()
+    assert PASSWORD not in inside.process.text()
 
 
 def _relay_errors(node: Node) -> str:
