@@ -13,7 +13,7 @@ help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 demo: build ## a whole private network in namespaces: controller, two relays, three nodes (KEEP=1 leaves it running)
-	@scripts/need iproute2:ip iputils-ping:ping iperf3:iperf3 curl:curl
+	@scripts/need iproute2:ip iputils-ping:ping iperf3:iperf3 curl:curl nftables:nft
 	@$(PY) -m e2e.demo --bin $(BIN) $(if $(KEEP),--keep)
 
 test: build test-rust test-python test-e2e ## every test

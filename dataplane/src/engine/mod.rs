@@ -10,6 +10,7 @@ pub mod driver;
 pub mod epoll;
 #[cfg(test)]
 mod interop;
+mod moderation;
 pub mod node;
 pub mod outbox;
 pub mod relay;

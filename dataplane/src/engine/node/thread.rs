@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use super::helper::Helpers;
 use super::relay::{Link, Links, Phase};
 use crate::engine::dial::Outbound;
 use crate::engine::driver::{Driver, Event, Token};
+use crate::engine::moderation::{Moderation, Pace};
 use crate::engine::tls::{ClientTls, Pin};
 use crate::engine::udp::Bundles;
 use crate::engine::{Opened, open};
@@ -34,6 +36,8 @@ use crate::tun::MAX_READ;
 
 /// Between two looks at the outboxes while the TUN queue is paused.
 const PAUSED_TICK: Duration = Duration::from_millis(20);
+/// When rounds wait for more: a tunnel that carries so much is no longer about the single packet. A round with half a super-packet in it is long enough.
+const PACE: Pace = Pace { gather: Duration::from_micros(100), rates: (12_000.0, 6_000.0), plenty: 16 << 10 };
 /// Commands taken between two looks at the network.
 const COMMAND_BATCH: usize = 64;
 
@@ -169,6 +173,10 @@ fn start<D: Driver, F: FnMut(Report)>(
 
 impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
     pub(super) fn run(&mut self) -> io::Result<()> {
+        // Short waits are meant: by default the kernel may stretch each by 50 µs.
+        let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1_000));
+        let mut moderation = Moderation::new(PACE, self.clock.now().instant);
+        let (mut gather, mut inputs) = (None, 0);
         loop {
             let now = self.clock.now();
             self.handle_commands(now);
@@ -180,13 +188,22 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
                 return Ok(());
             }
             let timeout = self.timeout(self.clock.now().instant);
-            self.driver.wait(timeout)?;
+            self.driver.wait_gathering(timeout, gather)?;
             let now = self.clock.now();
+            let mut received = 0;
             while let Some(event) = self.driver.next_event() {
+                if let Event::Packet { buffer, .. }
+                | Event::Datagrams { buffer, .. }
+                | Event::Received { buffer, .. } = &event
+                {
+                    received += buffer.len();
+                    inputs += 1;
+                }
                 self.handle_event(event, now)?;
             }
             self.flush_port();
             self.send_bundles(now);
+            gather = moderation.gather(now.instant, inputs, received);
         }
     }
 
