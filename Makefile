@@ -26,7 +26,7 @@ test-python: wheel ## the wheel, the controller, edgelink-ctl
 	cd controller-py && ../$(PY) -m pytest -q
 
 test-e2e: build ## real binaries in network namespaces
-	@scripts/need iproute2:ip iputils-ping:ping iperf3:iperf3 curl:curl nginx:nginx haproxy:haproxy caddy:caddy nftables:nft miniupnpd-nftables:miniupnpd coturn:turnutils_natdiscovery prometheus:promtool systemd:systemd-analyze openssl:openssl conntrack:conntrack
+	@scripts/need iproute2:ip iputils-ping:ping iperf3:iperf3 curl:curl nginx:nginx haproxy:haproxy caddy:caddy tinyproxy:tinyproxy microsocks:microsocks nftables:nft miniupnpd-nftables:miniupnpd coturn:turnutils_natdiscovery prometheus:promtool systemd:systemd-analyze openssl:openssl conntrack:conntrack
 	$(PY) -m pytest -q e2e/tests --bin $(BIN)
 
 soak: toolchain ## everything at once against three relays for ten minutes (SOAK_SECONDS=60, SEED=… to repeat), then what else takes long

@@ -160,6 +160,7 @@ class Mesh:
         relay: dict[str, Any] | None = None,
         limits: Mapping[str, float] | None = None,
         stun: dict[str, Any] | None = None,
+        more_urls: Sequence[str] = (),
         wrapper: Sequence[str] = (),
     ) -> Relay:
         """Tell the controller, then start it; `plain` is a listener without TLS behind a proxy whose certificate is `tls_pin`.
@@ -170,7 +171,8 @@ class Mesh:
         public = f"wss://{host.address}:{RELAY_PORT}"
         pin = ["--tls-pin", tls_pin] if tls_pin else []
         urls = ["--url", f"{public}/ws/data", "--mesh-url", f"{public}/ws/mesh"]
-        added = self.ctl("server", "add", "--name", name, *urls, *pin)
+        more = [part for url in more_urls for part in ("--more-url", url)]
+        added = self.ctl("server", "add", "--name", name, *urls, *more, *pin)
         config = {
             "controller": {
                 "url": f"wss://{self.controller_host.address}:{CONTROLLER_PORT}/ws/server",

@@ -5,6 +5,8 @@ import time
 import meshdp
 from meshdp import FrameType
 
+from edgelink_controller.servers.schemas import ServerUpdate
+from edgelink_controller.servers.service import ServerService
 from tests.conftest import Running
 from tests.peers import FakeNode, b64
 
@@ -29,6 +31,18 @@ async def test_unknown_machine_waits_and_gets_config_once_authorised(running: Ru
     claims = running.store.keyring.verify(membership["relay_token"], audience="relay", typ="relay", now=time.time())
     assert claims["node_id"] == node.node_id
     assert claims["network_id"] == membership["network"]["id"]
+    await node.close()
+
+
+async def test_nodes_are_told_of_every_name_of_a_relay(open_running: Running) -> None:
+    relay_id, _ = await open_running.add_relay("relay-1")
+    node = await open_running.node()
+    assert (await node.expect(FrameType.CONFIG))["relays"][0]["more_urls"] == []
+    more = ["wss://other.test/ws/data", "wss://[2001:db8::1]/ws/data"]
+    async with open_running.store.write() as uow:
+        await ServerService(uow).update(relay_id, ServerUpdate(more_urls=more))
+    told = (await node.change("relay_set"))["relay"]
+    assert (told["data_url"], told["more_urls"]) == ("wss://relay-1.test/ws/data", more)
     await node.close()
 
 

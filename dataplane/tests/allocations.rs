@@ -127,6 +127,7 @@ fn config(own: u8, other: u8) -> Config {
         name: "relay".into(),
         region: String::new(),
         data_url: Some("wss://relay/ws/data".into()),
+        more_urls: Vec::new(),
         tls_pin: None,
         stun: None,
     };

@@ -388,6 +388,7 @@ fn config(index: usize, other_machine: MachineKey, other_key: SignedNodeKey) -> 
                 name: String::new(),
                 region: String::new(),
                 data_url: Some(format!("wss://relay-{id}.example/ws/data")),
+                more_urls: Vec::new(),
                 tls_pin: None,
                 stun: None,
             })

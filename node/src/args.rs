@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
+use crate::config::Secret;
 use crate::config::file::LogFormat;
 
 const ABOUT: &str = "Puts this machine on a private network: packets travel end-to-end encrypted, over HTTPS relays where nothing else passes.";
@@ -35,7 +36,7 @@ pub(crate) struct Cli {
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
     /// Join the network: make the interface, sign in at the controller, connect to the relays
-    Up(UpArgs),
+    Up(Box<UpArgs>),
     /// Leave the network: stop the daemon, which takes the interface with it
     Down(ClientArgs),
     /// Show what the daemon knows: own addresses, controller, peers with path and round trip, relays
@@ -84,6 +85,18 @@ pub(crate) struct Overrides {
     /// Trust the controller's certificate with this digest: sha256: and 64 hex digits
     #[arg(long, env = "EDGELINK_TLS_PIN", value_name = "PIN")]
     pub(crate) tls_pin: Option<String>,
+    /// Reach controller and relays through this proxy: http://, https:// or socks5://, with USER:PASSWORD@ if it asks for that, or "none" [default: HTTPS_PROXY, else ALL_PROXY]. With a password prefer the variable or the file: other users can see flags
+    #[arg(long, env = "EDGELINK_PROXY", value_name = "URL", hide_env_values = true)]
+    pub(crate) proxy: Option<Secret>,
+    /// Names, addresses and networks that need no proxy; may be given several times [default: NO_PROXY]
+    #[arg(long = "no-proxy", env = "EDGELINK_NO_PROXY", value_name = "HOST", value_delimiter = ',')]
+    pub(crate) no_proxy: Vec<String>,
+    /// Shown to a controller or relay that asks for a client certificate: PEM, with its chain
+    #[arg(long, env = "EDGELINK_CLIENT_CERT", value_name = "FILE")]
+    pub(crate) client_cert: Option<PathBuf>,
+    /// The key of the client certificate: PEM
+    #[arg(long, env = "EDGELINK_CLIENT_KEY", value_name = "FILE")]
+    pub(crate) client_key: Option<PathBuf>,
     /// What others call this machine [default: the system's host name]
     #[arg(long, env = "EDGELINK_HOSTNAME", value_name = "NAME")]
     pub(crate) hostname: Option<String>,
@@ -278,5 +291,15 @@ mod tests {
     fn help_names_the_first_steps() {
         let help = Cli::command().render_help().to_string();
         assert!(help.contains("edgelink up --controller") && help.contains("setcap cap_net_admin"));
+    }
+
+    #[test]
+    fn the_proxy_is_in_the_help_and_its_password_in_nothing_that_is_printed() {
+        let mut command = Cli::command();
+        let help = command.find_subcommand_mut("up").unwrap().render_long_help().to_string();
+        assert!(help.contains("--proxy <URL>") && help.contains("--no-proxy <HOST>"), "{help}");
+        let args = ["edgelink", "up", "--proxy", "http://jane:hush@proxy.example:3128"];
+        let cli = Cli::try_parse_from(args).unwrap();
+        assert!(!format!("{cli:?}").contains("hush"));
     }
 }

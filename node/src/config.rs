@@ -6,13 +6,17 @@
 
 pub(crate) mod file;
 
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
 use meshdp::engine::tls::{self, Pin};
+use meshdp::proto::dial::proxy::ProxyRules;
 use meshdp::proto::wire::control::node::AdvertisedRoute;
+use serde::Deserialize;
 
 use crate::args::Overrides;
 use crate::control::url::ControllerUrl;
@@ -34,6 +38,10 @@ pub(crate) struct Settings {
     pub(crate) state_dir: PathBuf,
     /// Networks to join; empty: the default one.
     pub(crate) networks: Vec<String>,
+    /// Which hosts are behind a proxy.
+    pub(crate) proxies: ProxyRules,
+    /// Shown to who asks for one: certificate chain and key.
+    pub(crate) client_certificate: Option<(PathBuf, PathBuf)>,
     /// Authorises at once where the operator made such a key.
     pub(crate) enrolment_key: Option<Secret>,
     /// The interface.
@@ -85,8 +93,17 @@ pub(crate) struct Controller {
 }
 
 /// A string that stays out of logs.
-#[derive(Clone, zeroize::Zeroize, zeroize::ZeroizeOnDrop, PartialEq, Eq)]
+#[derive(Clone, zeroize::Zeroize, zeroize::ZeroizeOnDrop, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
 pub(crate) struct Secret(pub(crate) String);
+
+impl FromStr for Secret {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(Self(text.to_owned()))
+    }
+}
 
 impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -97,7 +114,7 @@ impl std::fmt::Debug for Secret {
 /// The settings of `overrides` over those of the file it names (or of the first default file that exists).
 pub(crate) fn resolve(overrides: &Overrides) -> anyhow::Result<Settings> {
     let file = load(overrides.config.as_deref())?;
-    merge(overrides, file)
+    merge(overrides, file, &|name| std::env::var(name).ok())
 }
 
 /// The file at `explicit`, else the first default one, else nothing.
@@ -156,7 +173,26 @@ fn expand(path: &Path) -> PathBuf {
     }
 }
 
-fn merge(overrides: &Overrides, file: ConfigFile) -> anyhow::Result<Settings> {
+fn merge(
+    overrides: &Overrides,
+    file: ConfigFile,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> anyhow::Result<Settings> {
+    let proxy = overrides.proxy.as_ref().or(file.proxy.as_ref()).map(|proxy| proxy.0.as_str());
+    let no_proxy = match overrides.no_proxy.as_slice() {
+        [] => file.no_proxy.map(|list| list.join(",")),
+        list => Some(list.join(",")),
+    };
+    let proxies = ProxyRules::from_settings(proxy, no_proxy.as_deref(), variable)?;
+    let client_cert = overrides.client_cert.clone().or(file.client_cert);
+    let client_certificate = match (client_cert, overrides.client_key.clone().or(file.client_key)) {
+        (Some(certificate), Some(key)) => Some((expand(&certificate), expand(&key))),
+        (None, None) => None,
+        (Some(_), None) => bail!("client_cert is given without client_key: name the file of its key, too"),
+        (None, Some(_)) => {
+            bail!("client_key is given without client_cert: name the file of the certificate, too")
+        }
+    };
     let controller = merge_controller(overrides, file.controller)?;
     let state_dir =
         overrides.state_dir.clone().or(file.state_dir).map_or_else(default_state_dir, |p| expand(&p));
@@ -202,6 +238,8 @@ fn merge(overrides: &Overrides, file: ConfigFile) -> anyhow::Result<Settings> {
         key_file,
         state_dir,
         networks: if overrides.networks.is_empty() { file.networks } else { overrides.networks.clone() },
+        proxies,
+        client_certificate,
         enrolment_key: overrides.enrolment_key.clone().or(file.enrolment_key).map(Secret),
         interface,
         mtu,
@@ -278,6 +316,10 @@ fn system_hostname() -> String {
 mod tests {
     use super::*;
 
+    fn merge(overrides: &Overrides, file: ConfigFile) -> anyhow::Result<Settings> {
+        super::merge(overrides, file, &|_| None)
+    }
+
     fn overrides() -> Overrides {
         Overrides { controller: Some("wss://controller.example".to_owned()), ..Overrides::default() }
     }
@@ -324,6 +366,32 @@ mod tests {
         assert_eq!(parse_pin(&["ab"; 32].join(":")).unwrap(), [0xab; 32]);
         assert!(parse_pin("sha256:abcd").unwrap_err().to_string().contains("64 hex digits"));
         assert!(parse_pin(&"+f".repeat(32)).is_err());
+    }
+
+    #[test]
+    fn the_proxy_comes_from_flag_file_or_variable() {
+        let text = "proxy = \"http://jane:hush@file:1\"\nno_proxy = [\"a.example\", \"10.0.0.0/8\"]\n";
+        let file = || meshdp::config::parse::<ConfigFile>(Path::new("node.toml"), text).unwrap();
+        assert!(!format!("{:?}", file()).contains("hush"));
+        let settings = merge(&overrides(), file()).unwrap();
+        assert_eq!(settings.proxies.proxy.as_ref().unwrap().to_string(), "http://file:1");
+        assert!(settings.proxies.proxy_for("10.1.1.1", 443).is_none());
+        let flags = Overrides { proxy: Some(Secret("none".to_owned())), ..overrides() };
+        assert_eq!(merge(&flags, file()).unwrap().proxies.proxy, None);
+        let variable = |name: &str| (name == "HTTPS_PROXY").then(|| "socks5://env".to_owned());
+        let settings = super::merge(&overrides(), ConfigFile::default(), &variable).unwrap();
+        assert_eq!(settings.proxies.proxy.unwrap().to_string(), "socks5://env:1080");
+    }
+
+    #[test]
+    fn a_client_certificate_needs_its_key() {
+        let one = |client_cert, client_key| Overrides { client_cert, client_key, ..overrides() };
+        let path = |name: &str| Some(PathBuf::from(name));
+        let settings = merge(&one(path("/c"), path("/k")), ConfigFile::default()).unwrap();
+        assert_eq!(settings.client_certificate, Some(("/c".into(), "/k".into())));
+        for alone in [one(path("/c"), None), one(None, path("/k"))] {
+            assert!(merge(&alone, ConfigFile::default()).unwrap_err().to_string().contains("too"));
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use meshdp::engine::Prefer;
+use meshdp::engine::dial::Outbound;
 use meshdp::engine::node::{Command, Endpoints, Handle, Options, Report, spawn};
 use meshdp::engine::tls::Roots;
 use meshdp::packet::offload::vnet::{Gso, GsoKind, PartialChecksum};
@@ -58,7 +59,7 @@ impl TestNode {
             },
             config,
             driver,
-            roots: Roots::None,
+            outbound: Outbound { roots: Roots::None, ..Outbound::default() },
         };
         let handle = spawn(options, Some(inside), move |report| drop(out.send(report))).unwrap();
         Self { id, handle, reports, tun: outside }
@@ -392,6 +393,7 @@ fn a_relay_that_cannot_be_reached_is_reported_and_disturbs_nobody() {
             id: RelayId(id),
             name: format!("relay-{id}"),
             data_url: Some(url.to_owned()),
+            more_urls: Vec::new(),
             ..relay.entry()
         });
     }

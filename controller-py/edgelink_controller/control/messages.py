@@ -74,6 +74,7 @@ def relay_for_node(server: ServerOut) -> dict[str, Any] | None:
         "name": server.name,
         "region": server.region,
         "data_url": server.url,
+        "more_urls": server.more_urls,
         "tls_pin": server.tls_pin,
         "stun": server.stun,
     }

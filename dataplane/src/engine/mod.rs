@@ -5,6 +5,7 @@
 //! [`tls`] makes configurations and certificates, [`socket`] makes sockets, [`udp`] those of the data path.
 
 pub mod connection;
+pub mod dial;
 pub mod driver;
 pub mod epoll;
 #[cfg(test)]

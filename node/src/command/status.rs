@@ -92,18 +92,20 @@ fn text(status: &Status) -> String {
     if let Some(message) = &controller.message {
         let _ = writeln!(out, "  {message}");
     }
+    if let Some(proxy) = &status.proxy {
+        let _ = writeln!(out, "through the proxy {proxy}");
+    }
     let _ = write!(out, "\n{}", memberships(status));
     if !status.peers.is_empty() {
         let _ = write!(out, "\n{}", peers(&status.peers));
     }
     for peer in &status.peers {
-        if let Some(distrust) = &peer.untrusted {
-            println!("\n{} is not trusted: {}", peer.name, distrust.message);
-            if let (Some(now), Some(known)) = (distrust.machine_key, distrust.pinned_machine_key) {
-                println!("  known {known}\n  now   {now}");
-            }
-            println!("  {}", distrust.advice);
+        let Some(distrust) = &peer.untrusted else { continue };
+        let _ = writeln!(out, "\n{} is not trusted: {}", peer.name, distrust.message);
+        if let (Some(now), Some(known)) = (distrust.machine_key, distrust.pinned_machine_key) {
+            let _ = writeln!(out, "  known {known}\n  now   {now}");
         }
+        let _ = writeln!(out, "  {}", distrust.advice);
     }
     if !status.relays.is_empty() {
         let _ = write!(out, "\n{}", relays(&status.relays));

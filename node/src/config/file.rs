@@ -10,6 +10,8 @@ use meshdp::proto::wire::control::node::AdvertisedRoute;
 use serde::de::value::MapAccessDeserializer;
 use serde::{Deserialize, Deserializer, de};
 
+use super::Secret;
+
 /// What a file may say; `None`: nothing was said.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -22,6 +24,11 @@ pub(crate) struct ConfigFile {
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) networks: Vec<String>,
     pub(crate) enrolment_key: Option<String>,
+    /// A URL, or `none`.
+    pub(crate) proxy: Option<Secret>,
+    pub(crate) no_proxy: Option<Vec<String>>,
+    pub(crate) client_cert: Option<PathBuf>,
+    pub(crate) client_key: Option<PathBuf>,
     pub(crate) tun: Tun,
     pub(crate) advertise_routes: Vec<RouteEntry>,
     pub(crate) accept_routes: Option<bool>,

@@ -27,8 +27,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
 use meshdp::engine::Prefer;
+use meshdp::engine::dial::Outbound;
 use meshdp::engine::node::{Command, Endpoints, Options, Report};
-use meshdp::engine::tls::Roots;
 use meshdp::proto::id::NodeId;
 use meshdp::proto::node::Event;
 use meshdp::proto::wire::control::PublicKey;
@@ -49,7 +49,7 @@ use crate::mapping::{Mapper, Picture};
 use crate::network::{self, Address};
 use crate::system::System;
 use data::DataThread;
-use setup::{localise, node_settings, open_device, tls_config};
+use setup::{localise, node_settings, open_device, outbound, tls_config};
 use store::{Owner, Store};
 use view::View;
 
@@ -111,7 +111,11 @@ impl Daemon {
         let owner =
             Owner { controller: settings.controller.url.to_string(), machine_key: keys.machine().public() };
         let store = Store::new(&settings.state_dir, owner);
-        let tls = tls_config(&settings.controller)?;
+        let outbound = outbound(&settings)?;
+        let tls = tls_config(&settings.controller, &outbound)?;
+        if let Some(proxy) = &outbound.rules.proxy {
+            tracing::info!(%proxy, "going through a proxy");
+        }
         let mut config = store.config();
         if let Some(config) = &mut config {
             localise(&mut config.settings, &settings);
@@ -133,7 +137,7 @@ impl Daemon {
             node: node_settings(&settings, &keys, &store)?,
             config,
             driver: Prefer::from_env()?,
-            roots: settings.controller.ca_file.clone().map_or(Roots::Native, Roots::File),
+            outbound: Outbound::clone(&outbound),
         };
         let (data, reports) = DataThread::start(options, device)?;
         tracing::info!(interface = %settings.interface, mtu = network.mtu, driver = data.driver(), socket = %listener.path().display(), "up");
@@ -152,6 +156,7 @@ impl Daemon {
         let link_settings = LinkSettings {
             url: settings.controller.url.clone(),
             tls,
+            outbound,
             introduction,
             identity: Rc::clone(&identity),
         };

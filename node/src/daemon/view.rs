@@ -105,6 +105,7 @@ pub(crate) fn status(shared: &Shared, node: &NodeStatus, routes: Vec<IpNet>) -> 
             since_s: view.since.elapsed().as_secs_f64(),
             message: view.message.clone(),
         },
+        proxy: shared.settings.proxies.proxy.as_ref().map(ToString::to_string),
         config_version: node.config_version,
         memberships: node
             .memberships

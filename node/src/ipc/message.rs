@@ -116,6 +116,9 @@ pub(crate) struct Status {
     /// Unix seconds.
     pub(crate) node_key_created: u64,
     pub(crate) controller: Controller,
+    /// Between this machine and what is not exempt; without password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) proxy: Option<String>,
     /// 0: none yet.
     pub(crate) config_version: u64,
     pub(crate) memberships: Vec<Membership>,

@@ -10,8 +10,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::engine::Prefer;
+use crate::engine::dial::Outbound;
 use crate::engine::driver::Waker;
-use crate::engine::tls::Roots;
 use crate::packet::offload::Format;
 use crate::proto::crypto::keys::NodeKey;
 use crate::proto::id::NodeId;
@@ -65,8 +65,8 @@ pub struct Options {
     pub config: Option<Config>,
     /// Which driver.
     pub driver: Prefer,
-    /// Whose certificates relays may have, beside the pinned one.
-    pub roots: Roots,
+    /// How relays are reached, whose certificates they may have beside the pinned one, and what they are shown.
+    pub outbound: Outbound,
 }
 
 /// The UDP side of a node. None of it: no direct paths.

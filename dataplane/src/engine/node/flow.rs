@@ -116,10 +116,10 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
         }
         let failure = result.err().map(|error| error.to_string()).or(failure);
         if let Some(what) = failure.filter(|_| live) {
-            let name = link.name.clone();
+            let (name, what) = (link.name.clone(), link.explain(what));
             self.node.relay_closed(relay, now);
             self.begin_close(token, "connection failed", now);
-            (self.report)(Report::RelayFailed { relay: name, error: what });
+            self.relay_failed(relay, name, what);
         }
     }
 

@@ -13,7 +13,6 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng as _;
-use rustls::ClientConfig;
 
 use super::api::{Command, Inbox, Limits, Options, Ready, Report};
 use super::datagram::OpenSocket;
@@ -21,14 +20,16 @@ use super::dial::Dial;
 use super::flow::Guess;
 use super::helper::Helpers;
 use super::relay::{Link, Links, Phase};
+use crate::engine::dial::Outbound;
 use crate::engine::driver::{Driver, Event, Token};
 use crate::engine::moderation::{Moderation, Pace};
-use crate::engine::tls::{Pin, Roots};
+use crate::engine::tls::{ClientTls, Pin};
 use crate::engine::udp::Bundles;
 use crate::engine::{Opened, open};
 use crate::packet::Pool;
 use crate::packet::offload::{Coalescer, Format};
 use crate::proto::drop_reason::DropCounters;
+use crate::proto::id::RelayId;
 use crate::proto::node::Node;
 use crate::proto::time::{Instant, Now, UnixTime};
 use crate::tun::MAX_READ;
@@ -74,8 +75,10 @@ pub(super) struct Worker<D, F> {
     pub links: Links,
     pub dials: Vec<Dial>,
     pub helpers: Helpers,
-    pub roots: Roots,
-    pub tls: BTreeMap<Option<Pin>, Arc<ClientConfig>>,
+    pub outbound: Arc<Outbound>,
+    pub tls: BTreeMap<RelayId, (Option<Pin>, ClientTls)>,
+    /// Why relays could not be reached, the last time.
+    pub errors: BTreeMap<RelayId, String>,
     pub limits: Limits,
     pub pool: Pool,
     pub random: ChaCha20Rng,
@@ -135,8 +138,9 @@ fn start<D: Driver, F: FnMut(Report)>(
         links: Links::default(),
         dials: Vec::new(),
         helpers: Helpers::new(waker.clone()),
-        roots: options.roots,
+        outbound: Arc::new(options.outbound),
         tls: BTreeMap::new(),
+        errors: BTreeMap::new(),
         limits: Limits::default(),
         pool: Pool::new(),
         random,
@@ -294,6 +298,7 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
                 for (reason, count) in self.drops.iter().filter(|&(_, count)| count > 0) {
                     *status.drops.entry(reason.label()).or_default() += count;
                 }
+                self.explain(&mut status);
                 (self.report)(Report::Status { id, status: Box::new(status) });
             }
             Command::AcceptKey { id, peer, expected } => {
@@ -332,7 +337,8 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
     pub(super) fn lost(&mut self, link: Link, what: String, now: Now) {
         if link.is_live() {
             self.node.relay_closed(link.relay, now);
-            (self.report)(Report::RelayFailed { relay: link.name, error: what });
+            let what = link.explain(what);
+            self.relay_failed(link.relay, link.name, what);
         }
         self.guess = self.guess.filter(|guess| !guess.is_by(link.relay));
     }

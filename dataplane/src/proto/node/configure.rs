@@ -333,7 +333,9 @@ impl Node {
             return;
         }
         if let Some(known) = self.relays.get_mut(&relay.id) {
-            let same = known.info.data_url == relay.data_url && known.info.tls_pin == relay.tls_pin;
+            let addresses =
+                |relay: &Relay| (relay.data_url.clone(), relay.more_urls.clone(), relay.tls_pin.clone());
+            let same = addresses(&known.info) == addresses(relay);
             if same {
                 known.info.clone_from(relay);
                 return;

@@ -76,6 +76,7 @@ fn config(n: u8, peers: &[u8]) -> Config {
         name: format!("relay-{id}"),
         region: String::new(),
         data_url: Some(format!("wss://relay-{id}/ws/data")),
+        more_urls: Vec::new(),
         tls_pin: None,
         stun: None,
     };

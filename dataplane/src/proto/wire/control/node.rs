@@ -256,6 +256,9 @@ pub struct Relay {
     pub region: String,
     /// `wss://host[:port]/ws/data`; `None`: STUN only.
     pub data_url: Option<String>,
+    /// Other names and addresses of the same relay, tried beside `data_url`; at most seven are looked at.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more_urls: Vec<String>,
     /// `sha256:` and the hex of the certificate's digest: accepted beside the usual roots.
     #[serde(default)]
     pub tls_pin: Option<String>,
