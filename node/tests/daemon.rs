@@ -335,7 +335,7 @@ fn inside_two_daemons() {
     controller.0.lock().unwrap().hold = true;
     let url = controller.start();
 
-    let mut one = Daemon::up(&url, "edge0", folder.path(), &[]);
+    let mut one = Daemon::up(&url, "edge0", folder.path(), &["--p2p", "false"]);
     let waiting = one.wait("a pending state", |status| status["controller"]["state"] == "pending");
     let advice = waiting["controller"]["message"].as_str().unwrap();
     assert!(advice.contains("edgelink-ctl node authorize 17"), "{advice}");
@@ -345,7 +345,8 @@ fn inside_two_daemons() {
     );
     controller.release();
 
-    let two = Daemon::up(&url, "edge1", folder.path(), &["--advertise-route", "192.168.50.0/24"]);
+    let two =
+        Daemon::up(&url, "edge1", folder.path(), &["--p2p", "false", "--advertise-route", "192.168.50.0/24"]);
     one.wait("everything", ready);
     two.wait("everything", ready);
 
@@ -375,7 +376,7 @@ fn inside_two_daemons() {
     one.child.kill().unwrap();
     one.child.wait().unwrap();
     assert!(one.folder.join("edge0.sock").exists());
-    let away = Daemon::up("ws://127.0.0.1:1", "edge0", folder.path(), &[]);
+    let away = Daemon::up("ws://127.0.0.1:1", "edge0", folder.path(), &["--p2p", "false"]);
     away.wait("an answer", |status| status["controller"]["state"] != "connected");
     assert_eq!(
         away.status().unwrap()["memberships"][0]["node_id"],
@@ -383,7 +384,7 @@ fn inside_two_daemons() {
         "another controller's configuration is not used"
     );
     drop(away);
-    let mut one = Daemon::up(&url, "edge0", folder.path(), &[]);
+    let mut one = Daemon::up(&url, "edge0", folder.path(), &["--p2p", "false"]);
     let status = one.wait("everything again", ready);
     assert_eq!(status["memberships"][0]["node_id"], 17);
 
