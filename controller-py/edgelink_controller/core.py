@@ -42,7 +42,8 @@ __all__ = [
 ]
 
 FLAG_ACK_WANTED = 0x01
-# One whole control message to the controller is at most 4 MiB (docs/protocol.md 1.3); the rest is room for the headers of its fragments.
+# One whole control message to the controller is at most 4 MiB (docs/protocol.md 1.3); the rest is room for its
+# fragments' headers.
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024 + 64 * 1024
 KEY_BYTES = 32
 KEM_KEY_BYTES = 1184
