@@ -277,7 +277,7 @@ impl Daemon {
                 );
             }
             Event::RoutesChanged { routes } => {
-                self.routes = routes;
+                self.routes = routes.iter().map(|route| route.net).collect();
                 self.apply_routes().await;
             }
             Event::MtuChanged { mtu } => {

@@ -162,6 +162,8 @@ mod tests {
             network: network.to_owned(),
             addresses: vec![std::net::IpAddr::from([10, 0, 1, id as u8])],
             routes: Vec::new(),
+            routes_down: Vec::new(),
+            silent: false,
             online: true,
             session: "none",
             session_age_s: None,

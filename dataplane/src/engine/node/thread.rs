@@ -267,6 +267,8 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
                 }
             }
             Command::Endpoints(endpoints) => self.set_endpoints(endpoints, now),
+            Command::Exit(wanted) => self.node.set_exit(wanted),
+            Command::RoutesDown(down) => self.node.set_routes_down(down, now),
             Command::Status { id } => {
                 let mut status = self.node.status(now.instant);
                 for (reason, count) in self.drops.iter().filter(|&(_, count)| count > 0) {
