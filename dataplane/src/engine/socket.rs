@@ -3,8 +3,9 @@
 mod round_trip;
 
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 pub(super) use round_trip::round_trip;
 use rustix::io::Errno;
@@ -15,6 +16,10 @@ use crate::packet::offload::Write;
 
 /// Connections that may wait to be accepted: bursts of reconnecting nodes after a relay restart.
 const BACKLOG: i32 = 4096;
+
+/// The firewall mark of what a node itself sends: rules of routing let it pass by the routes into the mesh, which carry everything else. One bit, so that
+/// others' marks stay.
+pub const OWN_TRAFFIC: u32 = 0x0100_0000;
 
 /// A socket could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +91,24 @@ pub fn udp_socket(address: SocketAddr, shared: bool) -> Result<OwnedFd, SocketEr
         Ok(socket)
     };
     make().map(OwnedFd::from).map_err(explain(address))
+}
+
+/// Marks a socket as one that carries the mesh, rather than being carried by it. Without the right to (CAP_NET_ADMIN) nothing happens: there is no interface either.
+pub fn keep_outside(socket: &impl AsFd) {
+    if let Err(error) = socket2::SockRef::from(socket).set_mark(OWN_TRAFFIC) {
+        tracing::debug!(%error, "a socket goes without a mark");
+    }
+}
+
+/// A TCP connection that carries the mesh.
+///
+/// # Errors
+/// As of [`TcpStream::connect_timeout`].
+pub fn connect_outside(address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    keep_outside(&socket);
+    socket.connect_timeout(&SockAddr::from(address), limit)?;
+    Ok(socket.into())
 }
 
 /// The address a socket is bound to: the port that the system chose when 0 was asked for.

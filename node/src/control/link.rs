@@ -4,12 +4,14 @@
 //! no further and TCP holds the controller back. Everything that waits has a limit: dialling and signing in [`SIGN_IN`], silence [`SILENCE`].
 
 use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use futures_util::{SinkExt as _, StreamExt as _};
+use meshdp::engine::socket::keep_outside;
 use meshdp::proto::wire::control;
 use meshdp::proto::wire::control::node::{LatencyReport, NodeUpdate};
 use meshdp::proto::wire::frame::{Flags, FrameType, Frames, write_frame};
@@ -18,7 +20,7 @@ use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng as _;
 use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
@@ -324,13 +326,20 @@ async fn dial(url: &ControllerUrl, tls: Option<&Arc<ClientConfig>>) -> anyhow::R
     Ok(socket)
 }
 
+/// Past the mesh, which this connection is about.
+async fn connect_outside(address: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    keep_outside(&socket);
+    socket.connect(address).await
+}
+
 async fn connect(host: &str, port: u16) -> anyhow::Result<TcpStream> {
     let addresses = tokio::net::lookup_host((host, port))
         .await
         .with_context(|| format!("cannot find the address of {host}"))?;
     let mut last = anyhow!("{host} has no address");
     for address in addresses {
-        match timeout(CONNECT, TcpStream::connect(address)).await {
+        match timeout(CONNECT, connect_outside(address)).await {
             Ok(Ok(stream)) => {
                 stream.set_nodelay(true)?;
                 return Ok(stream);

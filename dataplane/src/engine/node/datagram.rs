@@ -10,7 +10,7 @@ use super::api::{Endpoints, Report};
 use super::flow::deliver;
 use super::thread::Worker;
 use crate::engine::driver::{Driver, RecvBuffer, Token};
-use crate::engine::socket::udp_socket;
+use crate::engine::socket::{keep_outside, udp_socket};
 use crate::proto::drop_reason::DropReason;
 use crate::proto::node::{LocalEndpoints, Received};
 use crate::proto::path::direct::{Place, SocketId};
@@ -60,6 +60,7 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
 
     fn open_udp(&mut self, bind: SocketAddr) -> Option<UdpSocket> {
         let opened = udp_socket(bind, false).map_err(std::io::Error::other).and_then(|socket| {
+            keep_outside(&socket);
             let bound = rustix::net::getsockname(socket.as_fd())?;
             let port = SocketAddr::try_from(bound).map_or(bind.port(), |address| address.port());
             Ok(UdpSocket { token: self.driver.datagram(socket)?, bind, port })

@@ -4,12 +4,13 @@
 //! brings a socket that is closed unseen. The number of helpers is bounded, those that hang included.
 
 use std::io;
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use crate::engine::driver::Waker;
+use crate::engine::socket::connect_outside;
 
 /// Helpers at work at once.
 const MAX_HELPERS: usize = 64;
@@ -77,7 +78,7 @@ fn connect(host: &str, port: u16, limit: Duration) -> io::Result<OwnedFd> {
         if share.is_zero() {
             break;
         }
-        match TcpStream::connect_timeout(address, share) {
+        match connect_outside(*address, share) {
             Ok(stream) => {
                 stream.set_nonblocking(true)?;
                 return Ok(stream.into());
