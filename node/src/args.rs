@@ -32,6 +32,7 @@ pub(crate) struct Cli {
 
 /// What to do.
 #[derive(Subcommand, Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one of them in the life of the program")]
 pub(crate) enum Command {
     /// Join the network: make the interface, sign in at the controller, connect to the relays
     Up(UpArgs),
@@ -113,6 +114,42 @@ pub(crate) struct Overrides {
     /// Whether to use the subnets that others advertise [default: true]
     #[arg(long, env = "EDGELINK_ACCEPT_ROUTES", value_name = "BOOL")]
     pub(crate) accept_routes: Option<bool>,
+    /// Offer to let out all traffic of nodes that choose this machine as their exit; the operator has to enable it (edgelink-ctl route enable)
+    #[arg(long, env = "EDGELINK_ADVERTISE_EXIT_NODE", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) advertise_exit_node: Option<bool>,
+    /// Forward packets between the mesh and the advertised subnets [default: true when there are any]
+    #[arg(long, env = "EDGELINK_GATEWAY", value_name = "BOOL")]
+    pub(crate) gateway: Option<bool>,
+    /// Give forwarded packets this machine's address, so that hosts there need no route back [default: true]
+    #[arg(long, env = "EDGELINK_SNAT", value_name = "BOOL")]
+    pub(crate) snat: Option<bool>,
+    /// The interface that the advertised subnets are behind [default: by the routes]
+    #[arg(long, env = "EDGELINK_LAN_INTERFACE", value_name = "NAME")]
+    pub(crate) lan_interface: Option<String>,
+    /// A host in an advertised subnet that is asked whether it is there, by ping or at a TCP port: without it peers take other gateways; may be given several
+    /// times
+    #[arg(
+        long = "lan-probe",
+        env = "EDGELINK_LAN_PROBES",
+        value_name = "ADDRESS[:PORT]",
+        value_delimiter = ','
+    )]
+    pub(crate) lan_probes: Vec<String>,
+    /// Send all traffic through this peer (its name, name.network, address or id), and none past it when it is not there
+    #[arg(long, env = "EDGELINK_EXIT_NODE", value_name = "NODE")]
+    pub(crate) exit_node: Option<String>,
+    /// With an exit node: go on reaching the networks that this machine is on [default: false]
+    #[arg(
+        long,
+        env = "EDGELINK_EXIT_NODE_ALLOW_LAN",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true"
+    )]
+    pub(crate) exit_node_allow_lan: Option<bool>,
+    /// With an exit node: a network that is reached past it; may be given several times
+    #[arg(long, env = "EDGELINK_EXIT_NODE_OUTSIDE", value_name = "CIDR", value_delimiter = ',')]
+    pub(crate) exit_node_outside: Vec<IpNet>,
     /// error, warn, info, debug, trace, or a filter such as info,edgelink::control=debug [default: info]
     #[arg(long, env = "EDGELINK_LOG", value_name = "LEVEL")]
     pub(crate) log: Option<String>,

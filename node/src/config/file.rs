@@ -25,7 +25,10 @@ pub(crate) struct ConfigFile {
     pub(crate) tun: Tun,
     pub(crate) advertise_routes: Vec<RouteEntry>,
     pub(crate) accept_routes: Option<bool>,
+    pub(crate) advertise_exit_node: Option<bool>,
     pub(crate) gateway_mode: GatewayMode,
+    #[serde(deserialize_with = "node_or_table")]
+    pub(crate) exit_node: ExitNode,
     pub(crate) p2p: P2p,
     pub(crate) relay: Relay,
     #[serde(deserialize_with = "level_or_table")]
@@ -74,15 +77,26 @@ impl From<RouteEntry> for AdvertisedRoute {
 /// `gateway_mode`
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-#[allow(
-    dead_code,
-    reason = "keys of the format that a later gateway mode reads; known so that they are not refused"
-)]
 pub(crate) struct GatewayMode {
     pub(crate) enabled: Option<bool>,
     pub(crate) snat: Option<bool>,
     pub(crate) lan_interface: Option<String>,
+    pub(crate) probes: Vec<String>,
 }
+
+/// `exit_node`: a peer, or a table.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ExitNode {
+    pub(crate) node: Option<String>,
+    pub(crate) allow_lan: Option<bool>,
+    pub(crate) outside: Vec<Network>,
+}
+
+/// A network in a list.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Network(#[serde(deserialize_with = "meshdp::config::network")] pub(crate) IpNet);
 
 /// `p2p`
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -127,6 +141,13 @@ fn url_or_table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Controller
     text_or_table(deserializer, "a URL, or a table with the key \"url\"", |url| ControllerEntry {
         url: Some(url),
         ..ControllerEntry::default()
+    })
+}
+
+fn node_or_table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ExitNode, D::Error> {
+    text_or_table(deserializer, "the name of a peer, or a table with the key \"node\"", |node| ExitNode {
+        node: Some(node),
+        ..ExitNode::default()
     })
 }
 

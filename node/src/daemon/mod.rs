@@ -37,6 +37,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use crate::config::Settings;
 use crate::control::link::{self, LinkEvent, LinkSettings, Request, SharedIdentity};
 use crate::control::sign_in::{Introduction, News, authorise_advice};
+use crate::host::Host;
 use crate::ipc::message::ControllerState;
 use crate::ipc::server::{Listener, MAX_CLIENTS};
 use crate::keys::{Keys, create_private_dir};
@@ -82,10 +83,10 @@ struct Daemon {
     link_events: mpsc::Receiver<LinkEvent>,
     stops: mpsc::Receiver<crate::ipc::server::Client>,
     system: System,
+    host: Host,
     store: Store,
     /// By own node id.
     addresses: BTreeMap<NodeId, Vec<IpNet>>,
-    routes: Vec<IpNet>,
     network: NetworkSettings,
     snapshot_due: Option<Instant>,
     pins_kept: usize,
@@ -117,6 +118,9 @@ impl Daemon {
         let device = open_device(&settings.interface).await?;
         let system = System::open(device.name()).await?;
         system.bring_up(network.mtu).await?;
+        let mut host = Host::open(&settings, device.name()).await?;
+        // What should go out at an exit must not go elsewhere, from now on.
+        host.refresh().await;
         let config_version = config.as_ref().map_or(0, |config| config.version);
         let options = Options {
             node: node_settings(&settings, &keys, &store)?,
@@ -146,6 +150,7 @@ impl Daemon {
         };
         tokio::task::spawn_local(link::run(link_settings, requests, events));
         let view = View::new(&settings);
+        data.send(Command::Exit(settings.exit.node.clone()))?;
         let shared = Rc::new(Shared {
             settings,
             data,
@@ -162,9 +167,9 @@ impl Daemon {
             link_events,
             stops,
             system,
+            host,
             store,
             addresses: BTreeMap::new(),
-            routes: Vec::new(),
             network,
             snapshot_due: None,
             pins_kept: 0,
@@ -196,7 +201,7 @@ impl Daemon {
                     return Ok(());
                 }
                 client = self.listener.accept(), if self.shared.clients.get() < MAX_CLIENTS => {
-                    serve::spawn(client, Rc::clone(&self.shared), self.system.routes().iter().copied().collect());
+                    serve::spawn(client, Rc::clone(&self.shared), self.host.summary());
                 }
                 _ = terminate.recv() => return {
                     let _: () = tracing::info!("stopping on SIGTERM");
@@ -215,6 +220,7 @@ impl Daemon {
                     }
                     tracing::info!("SIGHUP: settings are read at start only; restart to change them");
                 }
+                () = self.host.changed() => self.apply_routes().await,
                 _ = tick.tick() => self.housekeep(),
             }
         }
@@ -223,8 +229,9 @@ impl Daemon {
     async fn stop(mut self) {
         self.take_snapshot_now().await;
         self.stops.close();
-        let Self { shared, system, listener, leaving, link, .. } = self;
+        let Self { shared, system, host, listener, leaving, link, .. } = self;
         drop(link);
+        host.close().await;
         match Rc::try_unwrap(shared) {
             Ok(shared) => shared.data.stop(),
             // A command is being answered: dropping the handle stops the thread as well.
@@ -277,7 +284,23 @@ impl Daemon {
                 );
             }
             Event::RoutesChanged { routes } => {
-                self.routes = routes.iter().map(|route| route.net).collect();
+                self.host.set_subnets(routes);
+                self.apply_routes().await;
+            }
+            Event::ExitChanged { exit } => {
+                match &exit {
+                    Some(exit) if exit.routes.is_empty() => {
+                        tracing::warn!(
+                            exit = exit.name,
+                            "the exit node is there, but the operator has not enabled that it takes all traffic: nothing leaves this machine"
+                        );
+                    }
+                    Some(exit) => {
+                        tracing::info!(exit = exit.name, routes = ?exit.routes, "all traffic goes through the exit node");
+                    }
+                    None => tracing::warn!("the exit node is not there: nothing leaves this machine"),
+                }
+                self.host.set_exit(exit);
                 self.apply_routes().await;
             }
             Event::MtuChanged { mtu } => {
@@ -314,18 +337,15 @@ impl Daemon {
         for error in self.system.set_addresses(wanted).await {
             tracing::error!("{error:#}");
         }
-        // Taking the last address of a subnet away makes the kernel drop routes of ours that preferred it.
+        self.host.set_addresses(&self.addresses);
+        // Taking an address away makes the kernel drop routes of ours that preferred it.
         self.apply_routes().await;
     }
 
     async fn apply_routes(&mut self) {
-        let wanted = if self.shared.settings.accept_routes {
-            self.routes.iter().copied().collect()
-        } else {
-            BTreeSet::new()
-        };
-        for error in self.system.set_routes(wanted).await {
-            tracing::warn!("{error:#}");
+        let Some(down) = self.host.refresh().await else { return };
+        if let Err(error) = self.shared.data.send(Command::RoutesDown(down)) {
+            tracing::error!(%error, "peers do not hear which subnets cannot be reached");
         }
     }
 

@@ -1,13 +1,13 @@
 //! What `edgelink status` shows beyond the machine's own picture.
 
-use ipnet::IpNet;
 use meshdp::proto::node::NodeStatus;
 use meshdp::proto::wire::control::node::{AuthState, NodeState, Settings as NetworkSettings};
 use tokio::time::Instant;
 
 use super::Shared;
 use crate::config::Settings;
-use crate::ipc::message::{Controller, ControllerState, Membership, Pending, Status, rows};
+use crate::host::Summary;
+use crate::ipc::message::{Controller, ControllerState, Exit, Membership, Pending, Status, rows};
 
 /// How things stand with the controller.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ impl View {
 }
 
 /// Everything together.
-pub(crate) fn status(shared: &Shared, node: &NodeStatus, routes: Vec<IpNet>) -> Status {
+pub(crate) fn status(shared: &Shared, node: &NodeStatus, host: Summary) -> Status {
     let view = shared.view.borrow();
     let identity = shared.identity.borrow();
     let (peers, relays) = rows(node);
@@ -97,7 +97,9 @@ pub(crate) fn status(shared: &Shared, node: &NodeStatus, routes: Vec<IpNet>) -> 
         pending: pending(&view),
         peers,
         relays,
-        routes,
+        routes: host.subnets,
+        routes_down: host.down,
+        exit: host.exit.map(|(name, routes)| Exit { name, routes }),
         drops: node.drops.iter().map(|(&reason, &count)| (reason.to_owned(), count)).collect(),
     }
 }
