@@ -124,7 +124,9 @@ def outage_ms(site: Site, name: str, act: object) -> float:
     time.sleep(3.5)
     assert stream.wait_for_replies(50), "it never came back"
     stream.stop()
-    return stream.longest_gap_ms(since)
+    gap = stream.longest_gap_ms(since)
+    print(f"{name}: {gap:.0f} ms without an answer")  # noqa: T201 - shown by pytest -s
+    return gap
 
 
 def test_a_gateway_whose_lan_interface_goes_down_is_left_under_traffic(site: Site) -> None:

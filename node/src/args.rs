@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
-use crate::config::file::LogFormat;
+use crate::config::file::{LogFormat, NameMode};
 
 const ABOUT: &str = "Puts this machine on a private network: packets travel end-to-end encrypted, over HTTPS relays where nothing else passes.";
 
@@ -150,6 +150,10 @@ pub(crate) struct Overrides {
     /// With an exit node: a network that is reached past it; may be given several times
     #[arg(long, env = "EDGELINK_EXIT_NODE_OUTSIDE", value_name = "CIDR", value_delimiter = ',')]
     pub(crate) exit_node_outside: Vec<IpNet>,
+    /// How nodes are found by name (NAME.NETWORK.edge.internal): off; serve: answer only; resolved: have systemd-resolved ask; resolv-conf: take the place of
+    /// /etc/resolv.conf; auto: resolved where that runs, else serve [default: auto]
+    #[arg(long, env = "EDGELINK_NAMES", value_name = "MODE")]
+    pub(crate) names: Option<NameMode>,
     /// error, warn, info, debug, trace, or a filter such as info,edgelink::control=debug [default: info]
     #[arg(long, env = "EDGELINK_LOG", value_name = "LEVEL")]
     pub(crate) log: Option<String>,

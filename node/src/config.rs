@@ -6,6 +6,9 @@
 
 pub(crate) mod file;
 
+pub(crate) use file::NameMode;
+
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,6 +25,9 @@ use file::{ConfigFile, LogFormat};
 
 /// The interface unless one is named.
 pub(crate) const DEFAULT_INTERFACE: &str = "edge0";
+
+/// RFC 9476 and ICANN have set `internal` aside for this.
+const SUFFIX: &str = "edge.internal";
 
 /// Everything the daemon needs to know.
 #[derive(Clone, Debug)]
@@ -48,6 +54,8 @@ pub(crate) struct Settings {
     pub(crate) gateway: Gateway,
     /// Through whom all traffic goes.
     pub(crate) exit: Exit,
+    /// How nodes are found by name.
+    pub(crate) names: NameSettings,
     /// Whether the system's routing table gets the subnets of others.
     pub(crate) accept_routes: bool,
     /// Overrides the operator's interval between LATENCY_REPORTs.
@@ -91,6 +99,18 @@ pub(crate) struct Exit {
     pub(crate) allow_lan: bool,
     /// Destinations that are reached past it.
     pub(crate) outside: Vec<IpNet>,
+}
+
+/// How nodes are found by name.
+#[derive(Clone, Debug)]
+pub(crate) struct NameSettings {
+    pub(crate) mode: NameMode,
+    /// What all names end with.
+    pub(crate) suffix: String,
+    /// Asked about other names; empty: those that the system had.
+    pub(crate) upstream: Vec<IpAddr>,
+    /// The system's own file.
+    pub(crate) resolv_conf: PathBuf,
 }
 
 /// A string that stays out of logs.
@@ -235,6 +255,12 @@ fn merge(overrides: &Overrides, file: ConfigFile) -> anyhow::Result<Settings> {
         advertise_routes,
         gateway,
         exit,
+        names: NameSettings {
+            mode: overrides.names.or(file.names.mode).unwrap_or_default(),
+            suffix: file.names.suffix.unwrap_or_else(|| SUFFIX.to_owned()),
+            upstream: file.names.upstream,
+            resolv_conf: file.names.resolv_conf.unwrap_or_else(|| PathBuf::from("/etc/resolv.conf")),
+        },
         accept_routes: overrides.accept_routes.or(file.accept_routes).unwrap_or(true),
         latency_report: file.relay.latency_report_interval_seconds.map(Duration::from_secs),
         log_level: overrides.log.clone().or(file.log.level).unwrap_or_else(|| "info".to_owned()),

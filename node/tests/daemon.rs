@@ -253,6 +253,8 @@ impl Daemon {
             ])
             .arg(&folder)
             .args(extra)
+            // Not by the resolver of the machine that the tests run on.
+            .env("EDGELINK_NAMES", "serve")
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()

@@ -3,6 +3,7 @@
 //! [`meshdp::config`] reads it. A key that is not there is refused: a misspelt `accept_route` that silently does nothing costs an evening.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
@@ -27,6 +28,8 @@ pub(crate) struct ConfigFile {
     pub(crate) accept_routes: Option<bool>,
     pub(crate) advertise_exit_node: Option<bool>,
     pub(crate) gateway_mode: GatewayMode,
+    #[serde(deserialize_with = "mode_or_table")]
+    pub(crate) names: Names,
     #[serde(deserialize_with = "node_or_table")]
     pub(crate) exit_node: ExitNode,
     pub(crate) p2p: P2p,
@@ -93,6 +96,33 @@ pub(crate) struct ExitNode {
     pub(crate) outside: Vec<Network>,
 }
 
+/// `names`: a mode, or a table.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Names {
+    pub(crate) mode: Option<NameMode>,
+    pub(crate) suffix: Option<String>,
+    pub(crate) upstream: Vec<IpAddr>,
+    pub(crate) resolv_conf: Option<PathBuf>,
+}
+
+/// How nodes are found by name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum NameMode {
+    /// Not at all.
+    Off,
+    /// By whoever asks the node's resolver.
+    Serve,
+    /// systemd-resolved asks it.
+    Resolved,
+    /// It takes the place of the system's resolv.conf.
+    ResolvConf,
+    /// `Resolved` where that runs, else `Serve`.
+    #[default]
+    Auto,
+}
+
 /// A network in a list.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(transparent)]
@@ -142,6 +172,27 @@ fn url_or_table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Controller
         url: Some(url),
         ..ControllerEntry::default()
     })
+}
+
+fn mode_or_table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Names, D::Error> {
+    struct Either;
+    impl<'de> de::Visitor<'de> for Either {
+        type Value = Names;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("off, serve, resolved, resolv-conf or auto, or a table with the key \"mode\"")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Names, E> {
+            let mode = NameMode::deserialize(de::value::StrDeserializer::<E>::new(text))?;
+            Ok(Names { mode: Some(mode), ..Names::default() })
+        }
+
+        fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Names, A::Error> {
+            Names::deserialize(MapAccessDeserializer::new(map))
+        }
+    }
+    deserializer.deserialize_any(Either)
 }
 
 fn node_or_table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ExitNode, D::Error> {

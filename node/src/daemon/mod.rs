@@ -27,7 +27,7 @@ use meshdp::engine::Prefer;
 use meshdp::engine::node::{Command, Options, Report};
 use meshdp::engine::tls::Roots;
 use meshdp::proto::id::NodeId;
-use meshdp::proto::node::Event;
+use meshdp::proto::node::{Event, NodeStatus};
 use meshdp::proto::wire::control::node::{AuthState, Change, NodeUpdate, Settings as NetworkSettings};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -41,6 +41,7 @@ use crate::host::Host;
 use crate::ipc::message::ControllerState;
 use crate::ipc::server::{Listener, MAX_CLIENTS};
 use crate::keys::{Keys, create_private_dir};
+use crate::names::Names;
 use crate::system::System;
 use data::DataThread;
 use setup::{localise, node_settings, open_device, tls_config};
@@ -49,6 +50,8 @@ use view::View;
 
 /// At most one snapshot of the configuration is written in this time.
 const SNAPSHOT: Duration = Duration::from_secs(5);
+/// From a change in the networks to the names that follow.
+const LEARN: Duration = Duration::from_millis(200);
 /// The clock of housekeeping.
 const TICK: Duration = Duration::from_secs(1);
 /// Tokens and handshakes carry dates: beyond this the clock is worth a warning.
@@ -84,6 +87,11 @@ struct Daemon {
     stops: mpsc::Receiver<crate::ipc::server::Client>,
     system: System,
     host: Host,
+    names: Names,
+    pictures: mpsc::Receiver<Box<NodeStatus>>,
+    picture_wanted: mpsc::Sender<Box<NodeStatus>>,
+    /// A picture is on its way.
+    learning: Rc<Cell<bool>>,
     store: Store,
     /// By own node id.
     addresses: BTreeMap<NodeId, Vec<IpNet>>,
@@ -150,6 +158,8 @@ impl Daemon {
         };
         tokio::task::spawn_local(link::run(link_settings, requests, events));
         let view = View::new(&settings);
+        let names = Names::new(&settings.names, &settings.interface)?;
+        let (picture_wanted, pictures) = mpsc::channel(1);
         data.send(Command::Exit(settings.exit.node.clone()))?;
         let shared = Rc::new(Shared {
             settings,
@@ -168,6 +178,10 @@ impl Daemon {
             stops,
             system,
             host,
+            names,
+            pictures,
+            picture_wanted,
+            learning: Rc::default(),
             store,
             addresses: BTreeMap::new(),
             network,
@@ -220,6 +234,7 @@ impl Daemon {
                     }
                     tracing::info!("SIGHUP: settings are read at start only; restart to change them");
                 }
+                Some(picture) = self.pictures.recv() => self.names.update(&picture, self.host.journal()).await,
                 () = self.host.changed() => self.apply_routes().await,
                 _ = tick.tick() => self.housekeep(),
             }
@@ -250,6 +265,7 @@ impl Daemon {
             Report::Applied { version } => {
                 self.shared.identity.borrow_mut().config_version = version;
                 self.snapshot_due.get_or_insert(Instant::now() + SNAPSHOT);
+                self.learn_names();
             }
             Report::NeedResync => self.ask(NodeUpdate { resync: true, ..NodeUpdate::default() }),
             Report::KeyRotated(key) => self.ask(NodeUpdate { node_key: Some(key), ..NodeUpdate::default() }),
@@ -340,6 +356,7 @@ impl Daemon {
         self.host.set_addresses(&self.addresses);
         // Taking an address away makes the kernel drop routes of ours that preferred it.
         self.apply_routes().await;
+        self.learn_names();
     }
 
     async fn apply_routes(&mut self) {
@@ -347,6 +364,23 @@ impl Daemon {
         if let Err(error) = self.shared.data.send(Command::RoutesDown(down)) {
             tracing::error!(%error, "peers do not hear which subnets cannot be reached");
         }
+    }
+
+    /// Asks the machine for a picture of its networks: who has which name.
+    fn learn_names(&self) {
+        if !self.names.wanted() || self.learning.replace(true) {
+            return;
+        }
+        let (shared, learnt) = (Rc::clone(&self.shared), self.picture_wanted.clone());
+        let learning = Rc::clone(&self.learning);
+        tokio::task::spawn_local(async move {
+            // Changes come in bursts.
+            tokio::time::sleep(LEARN).await;
+            learning.set(false);
+            if let Ok(status) = shared.data.status().await {
+                let _ = learnt.send(status).await;
+            }
+        });
     }
 
     fn handle_link(&mut self, event: LinkEvent) -> anyhow::Result<()> {

@@ -26,6 +26,7 @@ pub(crate) struct Journal {
 struct Entries {
     /// By file below /proc/sys: what it was, what we made it.
     sysctls: BTreeMap<PathBuf, Change>,
+    resolv_conf: Option<ResolvConf>,
     /// There is a table of ours in nftables.
     table: bool,
 }
@@ -35,6 +36,16 @@ struct Entries {
 struct Change {
     before: String,
     after: String,
+}
+
+/// What `/etc/resolv.conf` was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ResolvConf {
+    pub(crate) path: PathBuf,
+    /// Where it led, when it was a symbolic link.
+    pub(crate) link: Option<PathBuf>,
+    /// What was in it; `None`: there was none.
+    pub(crate) text: Option<String>,
 }
 
 impl Journal {
@@ -90,6 +101,24 @@ impl Journal {
     /// Whether there is a table.
     pub(crate) const fn has_table(&self) -> bool {
         self.entries.table
+    }
+
+    /// Notes what `/etc/resolv.conf` was.
+    pub(crate) fn keep_resolv_conf(&mut self, kept: ResolvConf) -> anyhow::Result<()> {
+        self.entries.resolv_conf.get_or_insert(kept);
+        self.save()
+    }
+
+    /// What it was.
+    pub(crate) const fn resolv_conf(&self) -> Option<&ResolvConf> {
+        self.entries.resolv_conf.as_ref()
+    }
+
+    /// It is what it was.
+    pub(crate) fn forget_resolv_conf(&mut self) {
+        if self.entries.resolv_conf.take().is_some() {
+            self.save_or_warn();
+        }
     }
 
     fn save_or_warn(&self) {

@@ -146,6 +146,11 @@ impl Host {
         self.exit = exit;
     }
 
+    /// For others who change the machine.
+    pub(crate) const fn journal(&mut self) -> &mut Journal {
+        &mut self.journal
+    }
+
     /// For people.
     pub(crate) fn summary(&self) -> Summary {
         let routes = || self.exit.as_ref().map(|exit| exit.routes.clone()).unwrap_or_default();
@@ -281,6 +286,7 @@ fn undo(journal: &mut Journal, interface: &str) {
         }
     }
     journal.restore_sysctls(|_| true);
+    crate::names::system::restore(journal, interface);
 }
 
 /// Undoes what a daemon with this interface that is no more has left behind. `true`: there was something.
