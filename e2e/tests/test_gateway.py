@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
 import time
@@ -125,7 +126,7 @@ def outage_ms(site: Site, name: str, act: object) -> float:
     assert stream.wait_for_replies(50), "it never came back"
     stream.stop()
     gap = stream.longest_gap_ms(since)
-    print(f"{name}: {gap:.0f} ms without an answer")  # noqa: T201 - shown by pytest -s
+    print(f"{name}: {gap:.0f} ms without an answer")
     return gap
 
 
@@ -145,6 +146,19 @@ def test_a_gateway_whose_lan_is_dead_behind_the_switch_is_left_by_its_probe(site
     assert gap < 3000, f"{gap:.0f} ms without an answer"
     assert site.used() is not gateway
     site.wire.mend(gateway.host)
+    until("it is taken again", 20, lambda: site.used() is gateway)
+
+
+def test_a_gateway_that_falls_silent_without_a_word_to_anybody_is_left(site: Site) -> None:
+    gateway = site.used()
+    assert gateway.process is not None
+    frozen = gateway.process.popen
+    try:
+        gap = outage_ms(site, "gateway-frozen", lambda: frozen.send_signal(signal.SIGSTOP))
+        assert gap < 3000, f"{gap:.0f} ms without an answer"
+        assert site.used() is not gateway
+    finally:
+        frozen.send_signal(signal.SIGCONT)
     until("it is taken again", 20, lambda: site.used() is gateway)
 
 
