@@ -13,7 +13,7 @@ help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 demo: build ## a whole private network in namespaces: controller, two relays, three nodes (KEEP=1 leaves it running)
-	@scripts/need iproute2:ip iputils-ping:ping iperf3:iperf3 curl:curl
+	@scripts/need iproute2:ip iputils-ping:ping iperf3:iperf3 curl:curl nftables:nft
 	@$(PY) -m e2e.demo --bin $(BIN) $(if $(KEEP),--keep)
 
 test: build test-rust test-python test-e2e ## every test
@@ -26,7 +26,7 @@ test-python: wheel ## the wheel, the controller, edgelink-ctl
 	cd controller-py && ../$(PY) -m pytest -q
 
 test-e2e: build ## real binaries in network namespaces
-	@scripts/need iproute2:ip iputils-ping:ping iperf3:iperf3 curl:curl nginx:nginx haproxy:haproxy caddy:caddy nftables:nft coturn:turnutils_natdiscovery prometheus:promtool systemd:systemd-analyze openssl:openssl
+	@scripts/need iproute2:ip iputils-ping:ping iperf3:iperf3 curl:curl nginx:nginx haproxy:haproxy caddy:caddy tinyproxy:tinyproxy microsocks:microsocks nftables:nft miniupnpd-nftables:miniupnpd coturn:turnutils_natdiscovery prometheus:promtool systemd:systemd-analyze openssl:openssl conntrack:conntrack
 	$(PY) -m pytest -q e2e/tests --bin $(BIN)
 
 soak: toolchain ## everything at once against three relays for ten minutes (SOAK_SECONDS=60, SEED=… to repeat), then what else takes long
@@ -82,6 +82,41 @@ $(IROH_ROOT)/.$(IROH_RELAY): | toolchain
 	CARGO_PROFILE_RELEASE_LTO=thin CARGO_TARGET_DIR=target/rivals/build cargo install --quiet --force --locked --root $(IROH_ROOT) iroh-relay@$(IROH_RELAY) --features server
 	@touch $@
 
+WIREGUARD_GO := v0.0.0-20260522210424-ecfc5a8d5446
+TAILSCALE_GO := v0.0.0-20260928213032-417aef361226
+BORINGTUN := 0.7.1
+GOTATUN := 0.10.2
+NODE_RIVALS := target/rivals/boringtun/.$(BORINGTUN) target/rivals/gotatun/.$(GOTATUN) \
+  $(if $(shell command -v go),target/rivals/wireguard-go/.$(WIREGUARD_GO) target/rivals/wireguard-go-tailscale/.$(TAILSCALE_GO),no-go)
+
+bench-node: toolchain wheel $(NODE_RIVALS) ## the node beside wireguard-go, Tailscale's fork of it, boringtun and gotatun; writes target/bench/node.json
+	@scripts/need iproute2:ip iputils-ping:ping iperf3:iperf3 ethtool:ethtool
+	cargo build --quiet --release -p edgelink-bench -p edgelink-relay -p edgelink
+	target/release/edgelink-bench node
+
+target/rivals/boringtun/.$(BORINGTUN): | toolchain
+	CARGO_PROFILE_RELEASE_LTO=thin CARGO_TARGET_DIR=target/rivals/build cargo install --quiet --force --locked --root $(@D) boringtun-cli@$(BORINGTUN)
+	@touch $@
+
+target/rivals/gotatun/.$(GOTATUN): | toolchain
+	CARGO_PROFILE_RELEASE_LTO=thin CARGO_TARGET_DIR=target/rivals/build cargo install --quiet --force --locked --root $(@D) gotatun-cli@$(GOTATUN)
+	@touch $@
+
+# By the toolchain that is there; where modules come from is the environment's matter. One that is too old leaves them out.
+target/rivals/wireguard-go/.$(WIREGUARD_GO):
+	@mkdir -p $(@D)/bin
+	GOTOOLCHAIN=local CGO_ENABLED=0 GOBIN=$(CURDIR)/$(@D)/bin go install golang.zx2c4.com/wireguard@$(WIREGUARD_GO) \
+	  && mv $(@D)/bin/wireguard $(@D)/bin/wireguard-go && touch $@ || echo "wireguard-go is left out" >&2
+
+# The version that tailscale.com v1.104.5, the newest, names.
+target/rivals/wireguard-go-tailscale/.$(TAILSCALE_GO):
+	@mkdir -p $(@D)/bin
+	GOTOOLCHAIN=local CGO_ENABLED=0 GOBIN=$(CURDIR)/$(@D)/bin go install github.com/tailscale/wireguard-go@$(TAILSCALE_GO) \
+	  && touch $@ || echo "Tailscale's wireguard-go is left out" >&2
+
+no-go:
+	@echo "no Go toolchain here: wireguard-go and Tailscale's wireguard-go are left out"
+
 bench-micro: toolchain ## the steps of a packet, each by itself (criterion)
 	cargo bench --quiet -p edgelink-bench --bench micro
 
@@ -94,4 +129,4 @@ advisories: venv ## known vulnerabilities in dependencies (needs the network)
 clean: ## what was built
 	rm -rf target fuzz/target $(VENV)
 
-.PHONY: help demo test test-rust test-python test-e2e soak check build dist wheel venv toolchain bench-relay bench-micro fuzz advisories clean
+.PHONY: help demo test test-rust test-python test-e2e soak check build dist wheel venv toolchain bench-relay bench-node no-go bench-micro fuzz advisories clean

@@ -1,8 +1,9 @@
 """`make demo`: a whole private network on this machine, measured.
 
 A controller, two relays and three nodes, each in a network namespace of its own. Prints what a person would ask next: does it ping (IPv4 and IPv6),
-how fast is it through a relay, how long is the silence when the relay in use is killed, does a capture at the relay show anything. The same
-goes to target/demo.json. Takes about a minute, ends by itself and cleans up; the exit code tells whether all of it worked.
+how fast is it through a relay, how long is the silence when the relay in use is killed, does a capture at the relay show anything; all that
+on a network that lets no UDP through. Then UDP is let through: how soon do two nodes find the direct path, how fast is that. The same goes to
+target/demo.json. Takes about a minute, ends by itself and cleans up; the exit code tells whether all of it worked.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from rich.table import Table
 
 from e2e.measure import Capture, PingStream, iperf3, ping
 from e2e.mesh import Mesh, Node, Relay
-from e2e.netns import lab, need_privilege, until
+from e2e.netns import Host, lab, need_privilege, until
 
 MARKER = b"EdgeLinkPlain!"
 
@@ -39,11 +40,42 @@ def build(mesh: Mesh, say: Any) -> None:  # noqa: ANN401 - a printing function
         mesh.add_relay(name)
     say("starting three nodes")
     for name in ("node-a", "node-b", "node-c"):
-        mesh.add_node(name)
+        block_udp(mesh.add_node(name, p2p=True).host)
     say("authorising the nodes")
     mesh.authorise_all()
     say("waiting until every node is on every relay")
     mesh.wait_connected()
+
+
+def block_udp(host: Host) -> None:
+    """As in an office that lets HTTPS through and nothing else."""
+    host.run("nft", "add", "table", "inet", "office")
+    host.run("nft", "add", "chain", "inet", "office", "in", "{ type filter hook input priority 0; }")
+    host.run("nft", "add", "rule", "inet", "office", "in", "iifname", "eth0", "meta", "l4proto", "udp", "drop")
+
+
+def measure_direct(mesh: Mesh, say: Any) -> dict[str, Any]:  # noqa: ANN401
+    """What changes when UDP passes."""
+    a, b = mesh.nodes[0], mesh.nodes[1]
+    say("letting UDP through")
+    for node in mesh.nodes:
+        node.kill()
+        node.host.run("nft", "delete", "table", "inet", "office")
+        node.start()
+    mesh.wait_connected()
+    began = time.monotonic()
+    ping(a.host, b.v4, 1)
+    for one, other in ((a, b), (b, a)):
+        until(f"{one.name} sends to {other.name} directly", 20, lambda n=one, p=other: n.peer(p.name)["direct"], 0.01)
+    upgrade_ms = (time.monotonic() - began) * 1000
+    rtt_ms = ping(a.host, b.v4, 50).rtt_ms
+    say(f"iperf3 {a.name} → {b.name} directly")
+    return {
+        "direct_after_ms": round(upgrade_ms),
+        "direct_address": a.peer(b.name)["direct"],
+        "direct_rtt_ms": rtt_ms,
+        "direct_gbit_s": round(iperf3(a.host, b.host, b.v4, 4), 3),
+    }
 
 
 def relay_in_use(mesh: Mesh, node: Node, peer: Node) -> Relay:
@@ -105,7 +137,7 @@ def measure(mesh: Mesh, say: Any) -> dict[str, Any]:  # noqa: ANN401
     result["relay_kill_gap_ms"] = round(stream.longest_gap_ms(killed_at), 1) if recovered else None
     stream.stop()
     used.start()
-    return result
+    return result | measure_direct(mesh, say)
 
 
 def show(console: Console, result: dict[str, Any]) -> None:
@@ -129,6 +161,11 @@ def show(console: Console, result: dict[str, Any]) -> None:
         f"{result['captured_bytes']:,} bytes, plaintext {'SEEN' if result['plaintext_seen'] else 'not seen'}",
     )
     console.print(other)
+    direct = Table(title="Directly, once UDP is let through", show_header=False)
+    direct.add_row("from the first packet to the direct path, both ways", f"{result['direct_after_ms']} ms")
+    direct.add_row("ping", f"{result['direct_rtt_ms']:.2f} ms")
+    direct.add_row("iperf3, one TCP stream", f"{result['direct_gbit_s']:.2f} Gbit/s")
+    console.print(direct)
 
 
 def good(result: dict[str, Any]) -> bool:
@@ -136,6 +173,7 @@ def good(result: dict[str, Any]) -> bool:
     return (
         all(pair["loss_percent"] == 0 for pair in result["pairs"])
         and result["relay_gbit_s"] > 0
+        and result["direct_gbit_s"] > 0
         and result["relay_kill_gap_ms"] is not None
         and not result["plaintext_seen"]
         and result["captured_bytes"] > 10_000

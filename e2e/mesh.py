@@ -78,6 +78,10 @@ class Node:
             str(self.bin / "edgelink"), *args, "--socket", str(self.state / "edgelink.sock"), check=check
         )
 
+    def peer(self, name: str) -> dict[str, Any]:
+        """The row of a peer in its status."""
+        return next(peer for peer in self.status()["peers"] if peer["name"] == name)
+
     def status(self) -> dict[str, Any]:
         """`edgelink status --output json`."""
         return dict(json.loads(self.cli("status", "--output", "json")))
@@ -155,17 +159,20 @@ class Mesh:
         tls_pin: str | None = None,
         relay: dict[str, Any] | None = None,
         limits: Mapping[str, float] | None = None,
+        stun: dict[str, Any] | None = None,
+        more_urls: Sequence[str] = (),
         wrapper: Sequence[str] = (),
     ) -> Relay:
         """Tell the controller, then start it; `plain` is a listener without TLS behind a proxy whose certificate is `tls_pin`.
 
-        `relay` goes over its section of the same name.
+        `relay` and `stun` go over their sections of the same name.
         """
         host = host or self.lab.host(name)
         public = f"wss://{host.address}:{RELAY_PORT}"
         pin = ["--tls-pin", tls_pin] if tls_pin else []
         urls = ["--url", f"{public}/ws/data", "--mesh-url", f"{public}/ws/mesh"]
-        added = self.ctl("server", "add", "--name", name, *urls, *pin)
+        more = [part for url in more_urls for part in ("--more-url", url)]
+        added = self.ctl("server", "add", "--name", name, *urls, *more, *pin)
         config = {
             "controller": {
                 "url": f"wss://{self.controller_host.address}:{CONTROLLER_PORT}/ws/server",
@@ -179,7 +186,7 @@ class Mesh:
                 "mesh_url": f"{public}/ws/mesh",
                 **(relay or {}),
             },
-            "stun": {"listen": f"{host.address}:3478", "external_ip": host.address},
+            "stun": {"listen": f"{host.address}:3478", "external_ip": host.address, **(stun or {})},
             "limits": limits or {},
             "state_dir": str(self.lab.path / f"{name}-state"),
         }
@@ -201,8 +208,9 @@ class Mesh:
         networks: Sequence[str] = (),
         wrapper: Sequence[str] = (),
         host: Host | None = None,
+        p2p: bool = False,
     ) -> Node:
-        """Start it; it asks to join and waits."""
+        """Start it; it asks to join and waits. Without `p2p` everything goes by relays, though all hosts are on one wire."""
         host = host or self.lab.host(name)
         state = self.lab.path / f"{name}-state"
         args = [
@@ -221,6 +229,8 @@ class Mesh:
             str(state / "edgelink.sock"),
             # Not by the resolver of the machine that the tests run on.
             *([] if "--names" in extra else ["--names", "serve"]),
+            "--p2p",
+            str(p2p).lower(),
             *[part for network in networks for part in ("--network", network)],
             *extra,
         ]

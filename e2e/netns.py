@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _PR_SET_PDEATHSIG = 1
 _CLONE_NEWNET = 0x40000000
+_LABS = itertools.count(1)
 
 
 def need_privilege() -> None:
@@ -189,7 +191,7 @@ class Lab:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.prefix = f"el{os.getpid() % 100000}"
+        self.prefix = f"el{os.getpid() % 100000}-{next(_LABS)}"
         self.hosts: list[Host] = []
         self.processes: list[Process] = []
         self._switch = f"{self.prefix}-sw"
@@ -228,6 +230,29 @@ class Lab:
         run("ip", "-n", host.netns, "link", "set", "eth0", "up")
         run("ip", "-n", host.netns, "address", "add", f"{host.address}/24", "dev", "eth0")
         run("ip", "-n", host.netns, "address", "add", f"{host.address6}/64", "dev", "eth0", "nodad")
+        self.hosts.append(host)
+        return host
+
+    def behind(self, name: str, router: Host, net: int = 1) -> Host:
+        """A new host in 10.7.`net`.0/24 that has no way out but over `router`, which forwards its packets as they are."""
+        number = 10 + len(self.hosts)
+        host = Host(self, name, number)
+        host.address, host.address6 = f"10.7.{net}.{number}", ""
+        self._netns(host.netns)
+        port = f"lan{net}"
+        if not router.run("ip", "link", "show", port, check=False):
+            router.run("ip", "link", "add", port, "type", "bridge")
+            router.run("ip", "address", "add", f"10.7.{net}.1/24", "dev", port)
+            router.run("ip", "link", "set", port, "up")
+            router.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        run(
+            *("ip", "-n", router.netns, "link", "add", f"p{number}", "type", "veth"),
+            *("peer", "name", "eth0", "netns", host.netns),
+        )
+        router.run("ip", "link", "set", f"p{number}", "master", port, "up")
+        host.run("ip", "link", "set", "eth0", "up")
+        host.run("ip", "address", "add", f"{host.address}/24", "dev", "eth0")
+        host.run("ip", "route", "add", "default", "via", f"10.7.{net}.1")
         self.hosts.append(host)
         return host
 

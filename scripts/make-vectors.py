@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes docs/vectors/*.json from an implementation of its own: `cryptography`, zlib and a hundred lines of Noise.
+"""Writes docs/vectors/*.json from an implementation of its own: `cryptography`, zlib, a hundred lines of Noise and ml_kem.py.
 
 The Rust and the Python tests read the files. None of our code is used here on purpose: two implementations that agree are worth more than one
 that agrees with itself. Run it after a change of docs/protocol.md; `--check` only compares.
@@ -16,6 +16,7 @@ import pathlib
 import sys
 import zlib
 
+import ml_kem
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
@@ -68,7 +69,7 @@ def frames() -> dict:
         ),
         ("an ACK", frame(0x05, b"\x03\x00\x00\x00\x01"), [(0x05, 0, b"\x03\x00\x00\x00\x01")]),
     ]
-    bomb = deflate(bytes((4 << 20) + 1))
+    bomb = deflate(bytes((16 << 20) + 1))
     invalid = [
         ("version 2", frame(0x20, b"", version=2), 2001),
         ("version 0", frame(0x20, b"", version=0), 2001),
@@ -96,6 +97,12 @@ def frames() -> dict:
 # --- keys (section 2.1, 3.1)
 
 
+def kem_key(what: str) -> tuple[bytes, bytes]:
+    d, z, m = (hashlib.sha256(f"{part} of {what}".encode()).digest() for part in "dzm")
+    ml_kem.check(d, z, m)
+    return ml_kem.generate(d, z)
+
+
 def keys() -> dict:
     out = []
     for n in range(3):
@@ -105,6 +112,8 @@ def keys() -> dict:
         created = 1_770_000_000 + n
         machine = Ed25519PrivateKey.from_private_bytes(seed)
         public = raw_public(X25519PrivateKey.from_private_bytes(private))
+        kem, kem_private = kem_key(f"node {n}")
+        signed = b"edgelink-node-key-v1" + public + created.to_bytes(8, "big")
         host = f"controller-{n}.example"
         out.append(
             {
@@ -114,7 +123,10 @@ def keys() -> dict:
                 "node_key": b64(public),
                 "key_id": int.from_bytes(hashlib.sha256(public).digest()[:4], "big"),
                 "created": created,
-                "node_key_signature": b64(machine.sign(b"edgelink-node-key-v1" + public + created.to_bytes(8, "big"))),
+                "node_key_signature": b64(machine.sign(signed)),
+                "kem_private": b64(kem_private),
+                "kem": b64(kem),
+                "node_key_signature_with_kem": b64(machine.sign(signed + kem)),
                 "nonce": b64(nonce),
                 "controller": host,
                 "control_signature": b64(
@@ -129,10 +141,11 @@ def keys() -> dict:
 
 
 class Noise:
-    """The symmetric state of Noise_KK_25519_ChaChaPoly_SHA256."""
+    """The symmetric state of Noise_KK_25519_ChaChaPoly_SHA256, and of KKpsk2."""
 
-    def __init__(self, prologue: bytes, initiator_static: bytes, responder_static: bytes) -> None:
-        name = b"Noise_KK_25519_ChaChaPoly_SHA256"
+    def __init__(self, psk: bool, prologue: bytes, initiator_static: bytes, responder_static: bytes) -> None:
+        name = b"Noise_KKpsk2_25519_ChaChaPoly_SHA256" if psk else b"Noise_KK_25519_ChaChaPoly_SHA256"
+        self.psk = psk
         self.h = name if len(name) == 32 else name.ljust(32, b"\0") if len(name) < 32 else hashlib.sha256(name).digest()
         self.ck, self.k, self.n = self.h, None, 0
         for part in (prologue, initiator_static, responder_static):
@@ -146,6 +159,18 @@ class Noise:
         temp = hmac.digest(ck, ikm, "sha256")
         one = hmac.digest(temp, b"\x01", "sha256")
         return one, hmac.digest(temp, one + b"\x02", "sha256")
+
+    def ephemeral(self, public: bytes) -> None:
+        self.mix_hash(public)
+        if self.psk:
+            self.mix_key(public)
+
+    def mix_psk(self, psk: bytes) -> None:
+        temp = hmac.digest(self.ck, psk, "sha256")
+        self.ck = hmac.digest(temp, b"\x01", "sha256")
+        mixed = hmac.digest(temp, self.ck + b"\x02", "sha256")
+        self.mix_hash(mixed)
+        self.k, self.n = hmac.digest(temp, mixed + b"\x03", "sha256"), 0
 
     def mix_key(self, ikm: bytes) -> None:
         self.ck, self.k = self.hkdf(self.ck, ikm)
@@ -169,7 +194,7 @@ def drawn(seed: bytes) -> bytes:
 
 def sessions() -> dict:
     out = []
-    for n, (offer, choice) in enumerate([(1, 1), (3, 2)]):
+    for n, (mode, offer, choice) in enumerate([(0, 1, 1), (0, 3, 2), (1, 1, 1), (1, 3, 2)]):
 
         def key(what: str, n: int = n) -> X25519PrivateKey:
             return X25519PrivateKey.from_private_bytes(hashlib.sha256(f"{what} {n}".encode()).digest())
@@ -180,36 +205,46 @@ def sessions() -> dict:
         i_eph, r_eph = (X25519PrivateKey.from_private_bytes(drawn(drawn(seed))) for seed in (i_seed, r_seed))
         i_id, r_id, i_index, r_index = 17, 18, 0x11223344, 0x55667788
         stamp = 1_770_000_000_123_456
-        prologue = b"wss-mesh-session" + b"\0" + i_id.to_bytes(4, "big") + r_id.to_bytes(4, "big")
+        prologue = b"wss-mesh-session" + bytes([mode]) + i_id.to_bytes(4, "big") + r_id.to_bytes(4, "big")
         key_id = lambda k: hashlib.sha256(raw_public(k)).digest()[:4]  # noqa: E731
-        noise = Noise(prologue, raw_public(i_static), raw_public(r_static))
+        i_kem, r_kem = kem_key(f"i kem {n}"), kem_key(f"r kem {n}")
+        there, back = (
+            ml_kem.encapsulate(kem[0], hashlib.sha256(f"{way} {n}".encode()).digest())
+            for kem, way in [(r_kem, "there"), (i_kem, "back")]
+        )
+        noise = Noise(mode == 1, prologue, raw_public(i_static), raw_public(r_static))
         # -> e, es, ss
-        noise.mix_hash(raw_public(i_eph))
+        noise.ephemeral(raw_public(i_eph))
         noise.mix_key(dh(i_eph, raw_public(r_static)))
         noise.mix_key(dh(i_static, raw_public(r_static)))
-        message1 = raw_public(i_eph) + noise.encrypt(stamp.to_bytes(8, "big") + bytes([offer]))
+        payload = stamp.to_bytes(8, "big") + bytes([offer]) + (there[1] if mode else b"")
+        message1 = raw_public(i_eph) + noise.encrypt(payload)
         init = frame(
             0x11,
             i_id.to_bytes(4, "big")
             + r_id.to_bytes(4, "big")
-            + b"\0"
+            + bytes([mode])
             + i_index.to_bytes(4, "big")
             + key_id(i_static)
             + key_id(r_static)
             + message1,
         )
-        # <- e, ee, se
-        noise.mix_hash(raw_public(r_eph))
+        # <- e, ee, se, and psk
+        noise.ephemeral(raw_public(r_eph))
         noise.mix_key(dh(r_eph, raw_public(i_eph)))
         noise.mix_key(dh(r_eph, raw_public(i_static)))
+        if mode:
+            prk = hmac.digest(b"edgelink-session-pq-v1", there[0] + back[0], "sha256")
+            noise.mix_psk(hmac.digest(prk, there[1] + back[1] + b"\x01", "sha256"))
         message2 = raw_public(r_eph) + noise.encrypt(bytes([choice]))
         response = frame(
             0x12,
             r_id.to_bytes(4, "big")
             + i_id.to_bytes(4, "big")
-            + b"\0"
+            + bytes([mode])
             + r_index.to_bytes(4, "big")
             + i_index.to_bytes(4, "big")
+            + (back[1] if mode else b"")
             + message2,
         )
         to_responder, to_initiator = Noise.hkdf(noise.ck, b"")
@@ -249,6 +284,14 @@ def sessions() -> dict:
                 "responder_seed": b64(r_seed),
                 "initiator_ephemeral": private(i_eph),
                 "responder_ephemeral": private(r_eph),
+                "kem": {
+                    "initiator_private": b64(i_kem[1]),
+                    "responder_private": b64(r_kem[1]),
+                    "to_responder": {"secret": b64(there[0]), "ciphertext": b64(there[1])},
+                    "to_initiator": {"secret": b64(back[0]), "ciphertext": b64(back[1])},
+                }
+                if mode
+                else None,
                 "timestamp_us": stamp,
                 "offer": offer,
                 "choice": choice,

@@ -65,7 +65,10 @@ pub(crate) fn svg(report: &Report, shown: impl Fn(&Row) -> bool) -> String {
 }
 
 fn heading(row: &Row) -> String {
-    if row.unit.is_empty() { row.what.to_owned() } else { format!("{} ({})", row.what, row.unit) }
+    if row.unit.is_empty() || row.what.ends_with(row.unit) {
+        return row.what.to_owned();
+    }
+    format!("{} ({})", row.what, row.unit)
 }
 
 fn text(out: &mut String, x: f64, y: f64, anchor: &str, size: &str, content: &str) {

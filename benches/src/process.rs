@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -151,9 +151,7 @@ impl Server {
 
     /// Resident memory, bytes.
     pub(crate) fn resident(&self) -> anyhow::Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid))
-            .with_context(|| format!("the server is gone:\n{}", self.output_tail()))?;
-        resident(&status).context("the status of a process is not what it was")
+        resident_of(self.pid).with_context(|| format!("the server is gone:\n{}", self.output_tail()))
     }
 
     /// CPU time of all its threads, nanoseconds. Threads that ended are not counted: servers here keep theirs.
@@ -163,12 +161,7 @@ impl Server {
 
     /// The end of what it said.
     pub(crate) fn output_tail(&self) -> String {
-        let mut bytes = Vec::new();
-        let read = File::open(&self.output).and_then(|mut file| file.read_to_end(&mut bytes));
-        if read.is_err() {
-            return String::new();
-        }
-        String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(OUTPUT_SHOWN)..]).into_owned()
+        tail_of(&self.output)
     }
 }
 
@@ -190,6 +183,23 @@ fn cpu_of(process: &str) -> anyhow::Result<u64> {
         total += run_time(&text).context("schedstat is not what it was")?;
     }
     Ok(total)
+}
+
+/// The end of a file, as text; nothing when it cannot be read.
+pub(crate) fn tail_of(file: &Path) -> String {
+    let mut bytes = Vec::new();
+    let read = File::open(file).and_then(|mut file| file.read_to_end(&mut bytes));
+    if read.is_err() {
+        return String::new();
+    }
+    String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(OUTPUT_SHOWN)..]).into_owned()
+}
+
+/// Resident memory of a process, bytes.
+pub(crate) fn resident_of(pid: i32) -> anyhow::Result<u64> {
+    let status =
+        fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("no process {pid}"))?;
+    resident(&status).context("the status of a process is not what it was")
 }
 
 /// `VmRSS` of a process' `status`, bytes.

@@ -16,9 +16,9 @@ pub(crate) struct Measurement {
     pub(crate) ours: bool,
     /// The figure.
     pub(crate) value: Summary,
-    /// Share of the server's core that it used, where that is known.
+    /// Share of its core that what is measured used, where that is known; with several cores, of all.
     pub(crate) server_percent: Option<f64>,
-    /// Share of the clients' core that they used.
+    /// The same of what loads it.
     pub(crate) client_percent: Option<f64>,
     /// Why the figure may be in doubt.
     pub(crate) notes: Vec<String>,
@@ -53,6 +53,8 @@ pub(crate) struct Row {
 pub(crate) struct Report {
     /// Over the plot.
     pub(crate) title: &'static str,
+    /// Whose shares of the CPU the two columns for them have.
+    pub(crate) busy: [&'static str; 2],
     /// On what.
     pub(crate) machine: Machine,
     /// In order.
@@ -140,7 +142,16 @@ pub(crate) fn number(value: f64) -> String {
 pub(crate) fn table(report: &Report) -> String {
     let mut table = Table::new();
     table.load_preset(ASCII_MARKDOWN);
-    table.set_header(["", "", "median", "least - most", "ours better by", "server", "clients", ""]);
+    table.set_header([
+        "",
+        "",
+        "median",
+        "least - most",
+        "ours better by",
+        report.busy[0],
+        report.busy[1],
+        "",
+    ]);
     for row in &report.rows {
         for (number_in_row, measurement) in row.measurements.iter().enumerate() {
             let Summary { median, least, most } = measurement.value;
@@ -183,6 +194,7 @@ pub(crate) mod tests {
         };
         Report {
             title: "Relay",
+            busy: ["server", "clients"],
             machine: Machine {
                 processor: "Some <Xeon> & co".to_owned(),
                 kernel: "6.18".to_owned(),

@@ -3,7 +3,7 @@
 use meshdp::proto::error::FrameError as ProtoFrameError;
 use meshdp::proto::wire::control::{self, Channel};
 use meshdp::proto::wire::frame::{Flags, FrameType, Frames, write_frame};
-use meshdp::proto::wire::reassembly::{Reassembler, write_control};
+use meshdp::proto::wire::reassembly::{MAX_TO_CONTROLLER, Reassembler, write_control};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
@@ -89,9 +89,8 @@ pub(crate) fn validate_control(
 /// Type, flags and payload of one frame.
 type Decoded<'py> = (u8, u8, Bound<'py, PyBytes>);
 
-/// Reads the WebSocket messages of one connection: whole control messages out, reassembled and inflated.
+/// Reads the WebSocket messages of one connection: whole control messages of at most 4 MiB out, reassembled and inflated.
 #[pyclass(module = "meshdp")]
-#[derive(Default)]
 pub(crate) struct FrameDecoder {
     reassembler: Reassembler,
 }
@@ -100,7 +99,7 @@ pub(crate) struct FrameDecoder {
 impl FrameDecoder {
     #[new]
     fn new() -> Self {
-        Self::default()
+        Self { reassembler: Reassembler::with_limit(MAX_TO_CONTROLLER) }
     }
 
     /// One WebSocket message in; `(type, flags, payload)` of every whole message out. After an error the connection is of no use.

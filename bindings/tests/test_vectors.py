@@ -47,6 +47,13 @@ def test_keys_and_signatures(case: dict[str, Any]) -> None:
     assert meshdp.sign_control(machine, raw["nonce"], case["controller"]) == raw["control_signature"]
     assert meshdp.verify_node_key(machine.public, node.public, case["created"], raw["node_key_signature"])
     assert not meshdp.verify_node_key(machine.public, node.public, case["created"] + 1, raw["node_key_signature"])
+    both = meshdp.NodeKey.from_private(raw["node_private"], raw["kem_private"])
+    assert (both.kem_public, both.kem_private) == (raw["kem"], raw["kem_private"])
+    with_kem = raw["node_key_signature_with_kem"]
+    assert meshdp.sign_node_key(machine, node.public, case["created"], both.kem_public) == with_kem
+    assert meshdp.verify_node_key(machine.public, node.public, case["created"], with_kem, raw["kem"])
+    assert not meshdp.verify_node_key(machine.public, node.public, case["created"], with_kem)
+    assert not meshdp.verify_node_key(machine.public, node.public, case["created"], with_kem, raw["kem"][1:])
     assert meshdp.verify_control(machine.public, raw["nonce"], case["controller"], raw["control_signature"])
     assert not meshdp.verify_control(machine.public, raw["nonce"], "elsewhere.example", raw["control_signature"])
 

@@ -42,9 +42,10 @@ __all__ = [
 ]
 
 FLAG_ACK_WANTED = 0x01
-# One whole control message is at most 4 MiB (docs/protocol.md 1.3); the rest is room for the headers of its fragments.
+# One whole control message to the controller is at most 4 MiB (docs/protocol.md 1.3); the rest is room for the headers of its fragments.
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024 + 64 * 1024
 KEY_BYTES = 32
+KEM_KEY_BYTES = 1184
 SIGNATURE_BYTES = 64
 
 
@@ -54,17 +55,20 @@ class BadKey(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class NodeKeyClaim:
-    """A node_key as its machine signed it. `created` is in unix seconds."""
+    """A node_key as its machine signed it. `kem` is its ML-KEM-768 key, `created` in unix seconds."""
 
     public: bytes
+    kem: bytes | None
     created: int
     signature: bytes
 
     @classmethod
     def parse(cls, value: Mapping[str, Any]) -> NodeKeyClaim:
         """Read the JSON form of docs/protocol.md 3.1. Raises `BadKey`."""
+        kem = value.get("kem")
         return cls(
             public=decode_key(value.get("public"), KEY_BYTES),
+            kem=None if kem is None else decode_key(kem, KEM_KEY_BYTES),
             created=int(value.get("created", 0)),
             signature=decode_key(value.get("signature"), SIGNATURE_BYTES),
         )
@@ -120,8 +124,8 @@ def verify_control(machine_key: bytes, nonce: bytes, controller: str, signature:
 
 
 def verify_node_key(machine_key: bytes, claim: NodeKeyClaim) -> bool:
-    """Whether the machine signed this node_key (docs/protocol.md 2.1)."""
-    return bool(meshdp.verify_node_key(machine_key, claim.public, claim.created, claim.signature))
+    """Whether the machine signed this node_key, with its post-quantum key or the lack of one (docs/protocol.md 2.1)."""
+    return bool(meshdp.verify_node_key(machine_key, claim.public, claim.created, claim.signature, claim.kem))
 
 
 Path = tuple[int, ...]

@@ -145,8 +145,10 @@ class FakeNode(Peer):
 
     def signed_key(self, created: int | None = None) -> dict[str, Any]:
         created = created or int(time.time())
-        signature = meshdp.sign_node_key(self.machine, self.node_key.public, created)
-        return {"public": b64(self.node_key.public), "created": created, "signature": b64(signature)}
+        public, kem = self.node_key.public, self.node_key.kem_public
+        signature = meshdp.sign_node_key(self.machine, public, created, kem)
+        key = {"public": b64(public), "created": created, "signature": b64(signature)}
+        return key | {"kem": b64(kem)} if kem else key
 
     @property
     def node_id(self) -> int:

@@ -71,9 +71,30 @@ def short_node_key(request: dict[str, Any]) -> None:
     request["node_key"]["public"] = b64(b"short")
 
 
+def stripped_kem(request: dict[str, Any]) -> None:
+    del request["node_key"]["kem"]
+
+
+def other_kem(request: dict[str, Any]) -> None:
+    request["node_key"]["kem"] = b64(bytes(1184))
+
+
+def long_kem(request: dict[str, Any]) -> None:
+    request["node_key"]["kem"] = b64(bytes(1185))
+
+
 @pytest.mark.parametrize(
     ("spoil", "code"),
-    [(other_signature, 1005), (other_nonce, 1005), (short_key, 1004), (forged_node_key, 1005), (short_node_key, 1004)],
+    [
+        (other_signature, 1005),
+        (other_nonce, 1005),
+        (short_key, 1004),
+        (forged_node_key, 1005),
+        (short_node_key, 1004),
+        (stripped_kem, 1005),
+        (other_kem, 1005),
+        (long_kem, 1004),
+    ],
 )
 async def test_wrong_keys_and_signatures(running: Running, spoil: Any, code: int) -> None:
     node = await FakeNode().open(running.ws)
@@ -138,6 +159,12 @@ async def test_frames_that_have_no_use_end_a_session(open_running: Running) -> N
     await third.expect(FrameType.CONFIG)
     await third.send(FrameType.NODE_UPDATE, {"routes": [{"cidr": "not a network"}]})
     await refused(third, 2002, 1002)
+
+    for address in ("192.0.2.1", "192.0.2.1:0", "192.0.2.1:70000", "2001:db8::1:7", "host.example:7", ""):
+        node = await open_running.node()
+        await node.expect(FrameType.CONFIG)
+        await node.send(FrameType.NODE_UPDATE, {"endpoints": [{"kind": "lan", "address": address}]})
+        await refused(node, 2002, 1002)
 
 
 async def test_unknown_network_is_refused_by_name(running: Running) -> None:

@@ -5,6 +5,8 @@ import time
 import meshdp
 from meshdp import FrameType
 
+from edgelink_controller.servers.schemas import ServerUpdate
+from edgelink_controller.servers.service import ServerService
 from tests.conftest import Running
 from tests.peers import FakeNode, b64
 
@@ -32,10 +34,24 @@ async def test_unknown_machine_waits_and_gets_config_once_authorised(running: Ru
     await node.close()
 
 
+async def test_nodes_are_told_of_every_name_of_a_relay(open_running: Running) -> None:
+    relay_id, _ = await open_running.add_relay("relay-1")
+    node = await open_running.node()
+    assert (await node.expect(FrameType.CONFIG))["relays"][0]["more_urls"] == []
+    more = ["wss://other.test/ws/data", "wss://[2001:db8::1]/ws/data"]
+    async with open_running.store.write() as uow:
+        await ServerService(uow).update(relay_id, ServerUpdate(more_urls=more))
+    told = (await node.change("relay_set"))["relay"]
+    assert (told["data_url"], told["more_urls"]) == ("wss://relay-1.test/ws/data", more)
+    await node.close()
+
+
 async def test_peers_and_relays_reach_both_nodes(open_running: Running) -> None:
     relay_id, token = await open_running.add_relay("relay-1")
     relay = await open_running.relay(token)
-    first = await open_running.node(hostname="a")
+    first = FakeNode(hostname="a")
+    first.extra["node_key"] = first.signed_key()
+    await first.connect(open_running.ws)
     config = await first.expect(FrameType.CONFIG)
     assert config["relays"][0]["data_url"] == "wss://relay-1.test/ws/data"
     assert config["relays"][0]["stun"] == "203.0.113.1:3478"
@@ -43,7 +59,7 @@ async def test_peers_and_relays_reach_both_nodes(open_running: Running) -> None:
     second = await open_running.node(hostname="b")
     peers = (await second.expect(FrameType.CONFIG))["memberships"][0]["peers"]
     assert [peer["node_id"] for peer in peers] == [first.node_id]
-    assert peers[0]["node_key"]["public"] == b64(first.node_key.public)
+    assert peers[0]["node_key"] == first.extra["node_key"]
     change = await first.change("peer_set", node_id=first.node_id)
     assert change["peer"]["machine_key"] == b64(second.machine.public)
 
@@ -95,6 +111,29 @@ async def test_resumes_with_a_delta(open_running: Running) -> None:
     await other.close()
 
 
+async def test_endpoints_reach_peers_once_and_late_comers_too(open_running: Running) -> None:
+    first, second = await open_running.node(hostname="a"), await open_running.node(hostname="b")
+    await first.expect(FrameType.CONFIG)
+    await second.expect(FrameType.CONFIG)
+    said = [{"kind": "lan", "address": "192.0.2.9:41641"}, {"kind": "stun", "address": "[2001:db8::9]:7"}]
+    for port in (0, 0, 1):
+        said[0]["address"] = f"192.0.2.9:4164{port}"
+        await second.send(FrameType.NODE_UPDATE, {"endpoints": said}, ack_wanted=True)
+        await second.until(FrameType.ACK)
+    seen: list[list[dict[str, str]]] = []
+    while not seen or seen[-1] != said:
+        peer = (await first.change("peer_set"))["peer"]
+        if peer["endpoints"]:
+            seen.append(peer["endpoints"])
+    assert [endpoints[0]["address"][-1] for endpoints in seen] in (["0", "1"], ["1"]), "the same again is no news"
+    third = await open_running.node(hostname="c")
+    config = await third.expect(FrameType.CONFIG)
+    peers = {peer["name"]: peer["endpoints"] for peer in config["memberships"][0]["peers"]}
+    assert peers == {"a": [], "b": said}
+    for node in (first, second, third):
+        await node.close()
+
+
 async def test_rotated_key_reaches_peers_and_a_forged_one_does_not(open_running: Running) -> None:
     first, second = await open_running.node(hostname="a"), await open_running.node(hostname="b")
     await first.expect(FrameType.CONFIG)
@@ -106,6 +145,14 @@ async def test_rotated_key_reaches_peers_and_a_forged_one_does_not(open_running:
         if change["peer"]["node_key"]["public"] == b64(second.node_key.public):
             break
     assert await second.until(FrameType.ACK) == bytes([FrameType.NODE_UPDATE, 0, 0, 0, 1])
+
+    # One without a post-quantum key is as good, if the machine says so.
+    second.node_key = meshdp.NodeKey.from_private(bytes(range(32)))
+    plain = second.signed_key()
+    assert "kem" not in plain
+    await second.send(FrameType.NODE_UPDATE, {"node_key": plain})
+    while (await first.change("peer_set"))["peer"]["node_key"] != plain:
+        pass
 
     forged = {**second.signed_key(), "public": b64(meshdp.NodeKey.generate().public)}
     await second.send(FrameType.NODE_UPDATE, {"node_key": forged})

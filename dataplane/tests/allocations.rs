@@ -7,15 +7,17 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use meshdp::packet::offload::vnet::{Gso, GsoKind, PartialChecksum};
 use meshdp::packet::offload::{Coalescer, Fill, Format, VnetHeader};
+use meshdp::proto::crypto::kem::KemKey;
 use meshdp::proto::crypto::keys::{MachineKey, NodeKey};
 use meshdp::proto::drop_reason::DropReason;
 use meshdp::proto::id::{NetworkId, NodeId, RelayId};
 use meshdp::proto::node::{Checksum, Node, NodeSettings, Outgoing, Received, Target};
+use meshdp::proto::path::direct::{Place, SocketId};
 use meshdp::proto::relay::queue::{Backlog, Queue, QueuePolicy, Queues};
 use meshdp::proto::relay::worker::{Purpose, Worker};
 use meshdp::proto::relay::{ConnId, Limits, ToWorker, Verdict, WorkerId};
@@ -89,7 +91,8 @@ fn machine(n: u8) -> MachineKey {
 }
 
 fn node_key(n: u8) -> NodeKey {
-    NodeKey::from_private([n; 32]).unwrap()
+    static KEM: LazyLock<KemKey> = LazyLock::new(|| KemKey::generate().unwrap());
+    NodeKey::from_private([n; 32]).unwrap().with_kem(KEM.clone())
 }
 
 fn config(own: u8, other: u8) -> Config {
@@ -97,7 +100,7 @@ fn config(own: u8, other: u8) -> Config {
         node_id: NodeId(other.into()),
         name: "other".into(),
         machine_key: machine(other).public(),
-        node_key: Some(machine(other).sign_node_key(node_key(other).public(), 1)),
+        node_key: Some(machine(other).sign_node_key(&node_key(other), 1)),
         addresses: vec![[10, 0, 0, other].into()],
         online: true,
         relays: vec![RELAY],
@@ -124,6 +127,7 @@ fn config(own: u8, other: u8) -> Config {
         name: "relay".into(),
         region: String::new(),
         data_url: Some("wss://relay/ws/data".into()),
+        more_urls: Vec::new(),
         tls_pin: None,
         stun: None,
     };
@@ -219,6 +223,44 @@ fn a_node_seals_and_opens_without_allocating() {
         });
         assert_eq!(allocated, 0, "with AES: {aes}");
     }
+}
+
+#[test]
+fn datagrams_of_strangers_cost_look_ups_and_neither_memory_nor_an_answer() {
+    let mut nodes = [node(1, 2, true), node(2, 1, true)];
+    let mut first = vec![0; DATA_HEADROOM + 20 + TAG_LEN];
+    first[DATA_HEADROOM..DATA_HEADROOM + 20]
+        .copy_from_slice(&[0x45, 0, 0, 20, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    assert_eq!(nodes[0].handle_packet(&mut first, Checksum::Complete, at(1)), Outgoing::Queued);
+    // A genuine SESSION_INIT, overheard; no key operation comes without memory of its own.
+    let mut waiting = Vec::new();
+    while nodes[0].poll_transmit(&mut waiting).is_some() {}
+    let overheard = Frames::new(&waiting).map(|frame| frame.unwrap().bytes.to_vec());
+    let overheard = overheard.into_iter().find(|frame| frame[1] == FrameType::SessionInit as u8).unwrap();
+    let mut relayed = overheard.clone();
+    let relayed = allocations(|| {
+        assert_eq!(nodes[1].handle_relay_frame(RELAY, &mut relayed, at(1)), Received::Consumed);
+    });
+    assert!(relayed > 10, "a handshake is seen here: {relayed}");
+    let mut garbage = vec![overheard.clone(), vec![], vec![0xFF; 1400], vec![1, 0x10, 0, 0, 0]];
+    for kind in [FrameType::Data, FrameType::SessionInit, FrameType::SessionResponse, FrameType::Error] {
+        // In the name of a peer.
+        let mut frame = Vec::new();
+        write_frame(kind, Flags::NONE, &[&[0, 0, 0, 1, 0, 0, 0, 2][..], &[7; 1200]].concat(), &mut frame)
+            .unwrap();
+        garbage.push(frame);
+    }
+    while nodes[1].poll_transmit(&mut Vec::new()).is_some() {}
+    let stranger = Place { socket: SocketId(0), remote: ([192, 0, 2, 66], 666).into() };
+    let allocated = allocations(|| {
+        for n in 0..1000 {
+            let datagram = &mut garbage[n % 8];
+            let received = nodes[1].handle_datagram(stranger, datagram, at(2));
+            assert!(matches!(received, Received::Dropped(_)), "{received:?}");
+        }
+    });
+    assert_eq!(allocated, 0);
+    assert_eq!(nodes[1].poll_transmit(&mut Vec::new()), None);
 }
 
 #[test]

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use meshdp::proto::crypto::kem::{Encapsulation, KEM_PRIVATE_LEN, KemKey};
 use meshdp::proto::crypto::keys::{MachineKey, NodeKey, key_id, verify_control, verify_node_key};
 use meshdp::proto::crypto::random::ErasingRandom;
 use meshdp::proto::crypto::suite::CipherOffer;
 use meshdp::proto::error::FrameError;
 use meshdp::proto::id::{NodeId, RelayId, SessionIndex};
-use meshdp::proto::session::handshake::{Ends, initiate, respond};
+use meshdp::proto::session::handshake::{Ends, Randomness, initiate, respond};
 use meshdp::proto::time::{Instant, UnixTime};
 use meshdp::proto::token::TokenVerifier;
 use meshdp::proto::token::revocation::RevocationList;
@@ -74,8 +75,13 @@ fn keys_and_signatures_are_those_of_the_vectors() {
         assert_eq!(machine.public(), Base64(bytes(&case["machine_key"])));
         assert_eq!(node.public(), Base64(bytes(&case["node_key"])));
         assert_eq!(u64::from(key_id(&node.public())), case["key_id"]);
-        let signed = machine.sign_node_key(node.public(), case["created"].as_u64().unwrap());
+        let signed = machine.sign_node_key(&node, case["created"].as_u64().unwrap());
         assert_eq!(signed.signature, Base64(bytes(&case["node_key_signature"])));
+        assert_eq!(verify_node_key(&machine.public(), &signed), Ok(()));
+        let kem = KemKey::from_private(&bytes::<KEM_PRIVATE_LEN>(&case["kem_private"])).unwrap();
+        assert_eq!(*kem.public(), Base64(bytes(&case["kem"])));
+        let signed = machine.sign_node_key(&node.with_kem(kem), signed.created);
+        assert_eq!(signed.signature, Base64(bytes(&case["node_key_signature_with_kem"])));
         assert_eq!(verify_node_key(&machine.public(), &signed), Ok(()));
         let (nonce, host) = (bytes(&case["nonce"]), case["controller"].as_str().unwrap());
         let signature = machine.sign_control(&nonce, host);
@@ -120,25 +126,52 @@ fn sessions_are_those_of_the_vectors_byte_for_byte() {
     for case in vectors("sessions")["sessions"].as_array().unwrap() {
         let number = |name: &str| u32::try_from(case[name].as_u64().unwrap()).unwrap();
         let (initiator, responder) = (NodeId(number("initiator")), NodeId(number("responder")));
-        let key = |name: &str| NodeKey::from_private(bytes(&case[name])).unwrap();
-        let (i_key, r_key) = (key("initiator_static"), key("responder_static"));
+        let key = |end: &str| {
+            let key = NodeKey::from_private(bytes(&case[format!("{end}_static")])).unwrap();
+            let kem = &case["kem"][format!("{end}_private")];
+            if kem.is_null() {
+                return key;
+            }
+            key.with_kem(KemKey::from_private(&bytes::<KEM_PRIVATE_LEN>(kem)).unwrap())
+        };
+        let (i_key, r_key) = (key("initiator"), key("responder"));
         let (i_public, r_public) = (i_key.public(), r_key.public());
-        let random = |name: &str| ErasingRandom::new(bytes(&case[name]));
+        let (i_kem, r_kem) = (i_key.kem().map(KemKey::public), r_key.kem().map(KemKey::public));
+        let secrets = |name: &str| ErasingRandom::new(bytes(&case[name]));
+        let (mut i_secrets, mut r_secrets) = (secrets("initiator_seed"), secrets("responder_seed"));
+        let encapsulation = |way: &str| Encapsulation {
+            ciphertext: Box::new(bytes(&case["kem"][way]["ciphertext"])),
+            secret: bytes(&case["kem"][way]["secret"]).into(),
+        };
         let stamp = UnixTime::from_micros(case["timestamp_us"].as_u64().unwrap());
         let offer = CipherOffer::from_byte(u8::try_from(number("offer")).unwrap()).unwrap();
         let now = Instant::ZERO;
 
-        let ends = Ends { own: initiator, own_key: &i_key, peer: responder, peer_key: &r_public };
+        let ends =
+            Ends { own: initiator, own_key: &i_key, peer: responder, peer_key: &r_public, peer_kem: r_kem };
         let index = SessionIndex(number("initiator_index"));
-        let (waiting, init) =
-            initiate(&ends, offer, index, stamp, &mut random("initiator_seed"), now).unwrap();
+        let mut random = Randomness {
+            secrets: &mut i_secrets,
+            encapsulate: &|to| {
+                assert_eq!(Some(to), r_kem);
+                Ok(encapsulation("to_responder"))
+            },
+        };
+        let (waiting, init) = initiate(&ends, offer, index, stamp, &mut random, now).unwrap();
         assert_eq!(init, hex(&case["session_init"]));
 
-        let ends = Ends { own: responder, own_key: &r_key, peer: initiator, peer_key: &i_public };
+        let ends =
+            Ends { own: responder, own_key: &r_key, peer: initiator, peer_key: &i_public, peer_kem: i_kem };
         let index = SessionIndex(number("responder_index"));
         let init = SessionInit::parse(&init).unwrap();
-        let mut responded =
-            respond(&ends, offer, index, &init, None, &mut random("responder_seed"), now).unwrap();
+        let mut random = Randomness {
+            secrets: &mut r_secrets,
+            encapsulate: &|to| {
+                assert_eq!(Some(to), i_kem);
+                Ok(encapsulation("to_initiator"))
+            },
+        };
+        let mut responded = respond(&ends, offer, index, &init, None, &mut random, now).unwrap();
         assert_eq!(responded.frame, hex(&case["session_response"]));
         let mut begun = waiting.read(&SessionResponse::parse(&responded.frame).unwrap(), now).unwrap();
 

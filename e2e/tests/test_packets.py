@@ -22,6 +22,9 @@ def test_every_pair_pings_in_both_families(mesh: Mesh) -> None:
             ping(a.host, address, 2)
             seen = ping(a.host, address, 10)
             assert seen.loss_percent == 0, (a.name, b.name, address)
+        peer = a.peer(b.name)
+        # On by default: the controller passed the keys on, and both ends used them.
+        assert peer["post_quantum"] is True, peer
 
 
 @pytest.mark.parametrize("family", ["v4", "v6"])

@@ -4,9 +4,11 @@
 #![no_main]
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
+use meshdp::proto::crypto::kem::KemKey;
 use meshdp::proto::crypto::keys::{MachineKey, NodeKey};
 use meshdp::proto::id::{NetworkId, NodeId, RelayId};
 use meshdp::proto::node::{Checksum, Event, Node, NodeSettings, Outgoing, Received, Target};
@@ -142,7 +144,7 @@ impl World {
     fn new() -> Self {
         let now = Now { instant: Instant::from_nanos(1_000_000_000), unix: UnixTime::from_secs(UNIX) };
         let machine = |index: usize| MachineKey::from_seed(&[index as u8 + 1; 32]).expect("any seed does");
-        let node_key = |index: usize| NodeKey::from_private([index as u8 + 11; 32]).expect("not zero");
+        let node_key = |index: usize| node_key(index as u8 + 11);
         let nodes = [0, 1].map(|index| {
             let mut node = Node::new(
                 NodeSettings {
@@ -159,7 +161,7 @@ impl World {
                 now,
             );
             let other = 1 - index;
-            let signed = machine(other).sign_node_key(node_key(other).public(), UNIX);
+            let signed = machine(other).sign_node_key(&node_key(other), UNIX);
             node.apply_config(config(index, machine(other), signed), now);
             node
         });
@@ -274,7 +276,7 @@ impl World {
     fn rotate(&mut self, index: usize, heard: bool) {
         self.keys = self.keys.wrapping_add(1);
         let created = self.now.unix.as_secs();
-        let key = NodeKey::from_private([self.keys.max(1); 32]).expect("not zero");
+        let key = node_key(self.keys.max(1));
         let signed = self.nodes[index].rotate_node_key(key, created, self.now);
         if heard {
             let machine = MachineKey::from_seed(&[index as u8 + 1; 32]).expect("any seed does");
@@ -343,6 +345,12 @@ impl World {
     }
 }
 
+/// One post-quantum key for all of them: making one costs more than all the rest of a run.
+fn node_key(n: u8) -> NodeKey {
+    static KEM: LazyLock<KemKey> = LazyLock::new(|| KemKey::generate().expect("there is randomness"));
+    NodeKey::from_private([n; 32]).expect("not zero").with_kem(KEM.clone())
+}
+
 fn config(index: usize, other_machine: MachineKey, other_key: SignedNodeKey) -> Config {
     let other = 1 - index;
     let host = |index: usize| format!("10.0.1.{}", 5 + index);
@@ -380,6 +388,7 @@ fn config(index: usize, other_machine: MachineKey, other_key: SignedNodeKey) -> 
                 name: String::new(),
                 region: String::new(),
                 data_url: Some(format!("wss://relay-{id}.example/ws/data")),
+                more_urls: Vec::new(),
                 tls_pin: None,
                 stun: None,
             })

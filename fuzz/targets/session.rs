@@ -1,12 +1,19 @@
 //! SESSION_INIT, SESSION_RESPONSE and DATA as a relay or anyone else may alter them. Input: position (2) ‖ change (1) ‖ frame.
 #![no_main]
 
+use std::sync::LazyLock;
+
 use libfuzzer_sys::fuzz_target;
-use meshdp::proto::crypto::suite::Cipher;
+use meshdp::proto::crypto::kem::KemKey;
+use meshdp::proto::crypto::keys::NodeKey;
+use meshdp::proto::crypto::random::ErasingRandom;
+use meshdp::proto::crypto::suite::{Cipher, CipherOffer};
 use meshdp::proto::drop_reason::DropReason;
 use meshdp::proto::id::{NodeId, SessionIndex};
+use meshdp::proto::session::handshake::{Ends, Randomness, initiate, respond};
 use meshdp::proto::session::transport::{MAX_PACKET, Role, Session, SessionKeys};
-use meshdp::proto::time::Instant;
+use meshdp::proto::time::{Instant, UnixTime};
+use meshdp::proto::wire::control::PublicKey;
 use meshdp::proto::wire::data::{DATA_HEADROOM, Route, TAG_LEN};
 use meshdp::proto::wire::frame::{Flags, FrameHeader, FrameType};
 use meshdp::proto::wire::handshake::{SessionInit, SessionResponse};
@@ -20,6 +27,9 @@ fuzz_target!(|input: &[u8]| {
         assert!(responder.open(&mut input.to_vec()).is_err(), "nobody sealed it");
         if let [high, low, change, packet @ ..] = input {
             let position = u16::from_be_bytes([*high, *low]);
+            if cipher == Cipher::Aes256Gcm {
+                alter_init(position, *change);
+            }
             alter(&mut initiator, &mut responder, position, *change, packet);
         }
     }
@@ -39,6 +49,46 @@ fn handshake(frame: &[u8]) {
     if let Ok(again) = again {
         assert_eq!(again.as_deref(), Ok(frame));
     }
+}
+
+/// A SESSION_INIT with a post-quantum secret is answered as it was made, and never when a bit behind its indices and key ids has changed.
+fn alter_init(position: u16, change: u8) {
+    static KEYS: LazyLock<[NodeKey; 2]> = LazyLock::new(|| {
+        [1, 2].map(|n| {
+            let kem = KemKey::generate().expect("there is randomness");
+            NodeKey::from_private([n; 32]).expect("not zero").with_kem(kem)
+        })
+    });
+    static INIT: LazyLock<Vec<u8>> = LazyLock::new(|| {
+        let (offer, time) = (CipherOffer::new(true), UnixTime::from_micros(1));
+        let mut secrets = ErasingRandom::new([3; 32]);
+        let mut random = Randomness::new(&mut secrets);
+        let publics = KEYS.each_ref().map(NodeKey::public);
+        let begun = initiate(&ends_of(0, &publics), offer, SessionIndex(1), time, &mut random, Instant::ZERO);
+        begun.expect("the keys are good").1
+    });
+    fn ends_of(own: usize, publics: &[PublicKey; 2]) -> Ends<'_> {
+        let peer = 1 - own;
+        Ends {
+            own: NodeId(own as u32 + 1),
+            own_key: &KEYS[own],
+            peer: NodeId(peer as u32 + 1),
+            peer_key: &publics[peer],
+            peer_kem: KEYS[peer].kem().map(KemKey::public),
+        }
+    }
+    const FIXED: usize = 26;
+    let mut frame = INIT.clone();
+    let position = FIXED + usize::from(position) % (frame.len() - FIXED);
+    frame[position] ^= change;
+    let init = SessionInit::parse(&frame).expect("its length is right");
+    let mut secrets = ErasingRandom::new([4; 32]);
+    let mut random = Randomness::new(&mut secrets);
+    let publics = KEYS.each_ref().map(NodeKey::public);
+    let offer = CipherOffer::new(true);
+    let answered =
+        respond(&ends_of(1, &publics), offer, SessionIndex(2), &init, None, &mut random, Instant::ZERO);
+    assert_eq!(answered.is_ok(), change == 0, "byte {position} was changed by {change:#x}");
 }
 
 /// A sealed packet opens once as it was, and never when a bit of it has changed.
@@ -61,7 +111,12 @@ fn alter(from: &mut Session, to: &mut Session, position: u16, change: u8, packet
 }
 
 fn ends(cipher: Cipher) -> [Session; 2] {
-    let keys = |send, receive| SessionKeys { cipher, send: [send; 32].into(), receive: [receive; 32].into() };
+    let keys = |send, receive| SessionKeys {
+        cipher,
+        post_quantum: false,
+        send: [send; 32].into(),
+        receive: [receive; 32].into(),
+    };
     let session = |role, local, remote, keys: &SessionKeys| {
         Session::new(role, SessionIndex(local), SessionIndex(remote), keys, (1, 2), Instant::ZERO)
     };

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
+use crate::config::Secret;
 use crate::config::file::{LogFormat, NameMode};
 
 const ABOUT: &str = "Puts this machine on a private network: packets travel end-to-end encrypted, over HTTPS relays where nothing else passes.";
@@ -14,6 +15,7 @@ First steps:
   edgelink up --controller wss://controller.example/ws/control    join and stay in the foreground (Ctrl-C leaves)
   edgelink status                                                 addresses, peers, relays
   edgelink ping server                                            is that peer there, over which path, how fast
+  edgelink netcheck                                               what the network lets through, and what to expect of it
   edgelink down                                                   leave
 
 `up` needs the right to make network interfaces: run it as root, or give the program that right once with
@@ -35,14 +37,16 @@ pub(crate) struct Cli {
 #[allow(clippy::large_enum_variant, reason = "there is one of them in the life of the program")]
 pub(crate) enum Command {
     /// Join the network: make the interface, sign in at the controller, connect to the relays
-    Up(UpArgs),
+    Up(Box<UpArgs>),
     /// Leave the network: stop the daemon, which takes the interface with it
     Down(ClientArgs),
     /// Show what the daemon knows: own addresses, controller, peers with path and round trip, relays
     Status(StatusArgs),
     /// Send end-to-end echoes to a peer through the encrypted session
     Ping(PingArgs),
-    /// Show the public halves of this machine's keys
+    /// Look at what is between this machine and others: NAT, router, relays, and what will work with whom
+    Netcheck(NetcheckArgs),
+    /// Show the public halves of this machine's keys, or accept a peer's new one
     Keys(KeysArgs),
     /// Show the version and what it was built for
     Version(OutputArgs),
@@ -82,6 +86,18 @@ pub(crate) struct Overrides {
     /// Trust the controller's certificate with this digest: sha256: and 64 hex digits
     #[arg(long, env = "EDGELINK_TLS_PIN", value_name = "PIN")]
     pub(crate) tls_pin: Option<String>,
+    /// Reach controller and relays through this proxy: http://, https:// or socks5://, with USER:PASSWORD@ if it asks for that, or "none" [default: HTTPS_PROXY, else ALL_PROXY]. With a password prefer the variable or the file: other users can see flags
+    #[arg(long, env = "EDGELINK_PROXY", value_name = "URL", hide_env_values = true)]
+    pub(crate) proxy: Option<Secret>,
+    /// Names, addresses and networks that need no proxy; may be given several times [default: NO_PROXY]
+    #[arg(long = "no-proxy", env = "EDGELINK_NO_PROXY", value_name = "HOST", value_delimiter = ',')]
+    pub(crate) no_proxy: Vec<String>,
+    /// Shown to a controller or relay that asks for a client certificate: PEM, with its chain
+    #[arg(long, env = "EDGELINK_CLIENT_CERT", value_name = "FILE")]
+    pub(crate) client_cert: Option<PathBuf>,
+    /// The key of the client certificate: PEM
+    #[arg(long, env = "EDGELINK_CLIENT_KEY", value_name = "FILE")]
+    pub(crate) client_key: Option<PathBuf>,
     /// What others call this machine [default: the system's host name]
     #[arg(long, env = "EDGELINK_HOSTNAME", value_name = "NAME")]
     pub(crate) hostname: Option<String>,
@@ -154,6 +170,21 @@ pub(crate) struct Overrides {
     /// /etc/resolv.conf; auto: resolved where that runs, else serve [default: auto]
     #[arg(long, env = "EDGELINK_NAMES", value_name = "MODE")]
     pub(crate) names: Option<NameMode>,
+    /// Whether sessions need a post-quantum secret; the same for all nodes of a network [default: true]
+    #[arg(long, env = "EDGELINK_POST_QUANTUM", value_name = "BOOL")]
+    pub(crate) post_quantum: Option<bool>,
+    /// Whether to look for direct paths to peers (UDP) beside the relays [default: true]
+    #[arg(long, env = "EDGELINK_P2P", value_name = "BOOL")]
+    pub(crate) p2p: Option<bool>,
+    /// UDP port for direct paths: open it in a firewall, and peers need no luck [default: any]
+    #[arg(long, env = "EDGELINK_P2P_PORT", value_name = "PORT")]
+    pub(crate) p2p_port: Option<u16>,
+    /// Whether to ask the router by PCP, NAT-PMP or UPnP to let peers in [default: true]
+    #[arg(long, env = "EDGELINK_P2P_PORT_MAPPING", value_name = "BOOL")]
+    pub(crate) p2p_port_mapping: Option<bool>,
+    /// Whether to look for peers on this machine's own networks by multicast [default: true]
+    #[arg(long, env = "EDGELINK_P2P_LAN_DISCOVERY", value_name = "BOOL")]
+    pub(crate) p2p_lan_discovery: Option<bool>,
     /// error, warn, info, debug, trace, or a filter such as info,edgelink::control=debug [default: info]
     #[arg(long, env = "EDGELINK_LOG", value_name = "LEVEL")]
     pub(crate) log: Option<String>,
@@ -200,6 +231,9 @@ pub(crate) enum Output {
 /// `status`
 #[derive(Args, Debug)]
 pub(crate) struct StatusArgs {
+    /// Show it again every so many seconds, in place, until Ctrl-C [default: 2]
+    #[arg(short, long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2")]
+    pub(crate) watch: Option<f64>,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
     #[command(flatten)]
@@ -227,9 +261,24 @@ pub(crate) struct PingArgs {
     pub(crate) client: ClientArgs,
 }
 
+/// `netcheck`
+#[derive(Args, Debug)]
+pub(crate) struct NetcheckArgs {
+    /// Ask this STUN server instead of the daemon; may be given several times, and two servers tell more than one
+    #[arg(long = "stun", value_name = "HOST:PORT")]
+    pub(crate) stun: Vec<String>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
 /// `keys`
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct KeysArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<KeysCommand>,
     /// Make the keys when there are none yet (`up` does that too)
     #[arg(long)]
     pub(crate) new: bool,
@@ -244,6 +293,28 @@ pub(crate) struct KeysArgs {
     /// The configuration file
     #[arg(long, env = "EDGELINK_CONFIG", value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+}
+
+/// `keys …`
+#[derive(Subcommand, Debug)]
+pub(crate) enum KeysCommand {
+    /// Trust the machine key that the controller now names for a peer: after its owner has confirmed it, not before
+    Accept(AcceptArgs),
+}
+
+/// `keys accept`
+#[derive(Args, Debug)]
+pub(crate) struct AcceptArgs {
+    /// The peer: its name, its address in the network, or its node id
+    #[arg(value_name = "NAME|ADDRESS|ID")]
+    pub(crate) target: String,
+    /// Only if it is this one: what `edgelink keys` shows on the peer
+    #[arg(long, value_name = "KEY")]
+    pub(crate) machine_key: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
 }
 
 #[cfg(test)]
@@ -261,5 +332,15 @@ mod tests {
     fn help_names_the_first_steps() {
         let help = Cli::command().render_help().to_string();
         assert!(help.contains("edgelink up --controller") && help.contains("setcap cap_net_admin"));
+    }
+
+    #[test]
+    fn the_proxy_is_in_the_help_and_its_password_in_nothing_that_is_printed() {
+        let mut command = Cli::command();
+        let help = command.find_subcommand_mut("up").unwrap().render_long_help().to_string();
+        assert!(help.contains("--proxy <URL>") && help.contains("--no-proxy <HOST>"), "{help}");
+        let args = ["edgelink", "up", "--proxy", "http://jane:hush@proxy.example:3128"];
+        let cli = Cli::try_parse_from(args).unwrap();
+        assert!(!format!("{cli:?}").contains("hush"));
     }
 }

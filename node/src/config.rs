@@ -8,20 +8,24 @@ pub(crate) mod file;
 
 pub(crate) use file::NameMode;
 
+use std::convert::Infallible;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use meshdp::engine::tls::{self, Pin};
+use meshdp::proto::dial::proxy::ProxyRules;
 use meshdp::proto::routing::exit::is_wide;
 use meshdp::proto::wire::control::node::AdvertisedRoute;
+use serde::Deserialize;
 
 use crate::args::Overrides;
 use crate::control::url::ControllerUrl;
 use crate::host::probe::Probe;
-use file::{ConfigFile, LogFormat};
+use file::{Cipher, ConfigFile, LogFormat};
 
 /// The interface unless one is named.
 pub(crate) const DEFAULT_INTERFACE: &str = "edge0";
@@ -42,6 +46,10 @@ pub(crate) struct Settings {
     pub(crate) state_dir: PathBuf,
     /// Networks to join; empty: the default one.
     pub(crate) networks: Vec<String>,
+    /// Which hosts are behind a proxy.
+    pub(crate) proxies: ProxyRules,
+    /// Shown to who asks for one: certificate chain and key.
+    pub(crate) client_certificate: Option<(PathBuf, PathBuf)>,
     /// Authorises at once where the operator made such a key.
     pub(crate) enrolment_key: Option<Secret>,
     /// The interface.
@@ -58,12 +66,33 @@ pub(crate) struct Settings {
     pub(crate) names: NameSettings,
     /// Whether the system's routing table gets the subnets of others.
     pub(crate) accept_routes: bool,
+    /// Whether sessions need a post-quantum secret.
+    pub(crate) post_quantum: bool,
+    /// Which ciphers sessions may use.
+    pub(crate) cipher: Cipher,
+    /// Direct paths.
+    pub(crate) p2p: P2p,
     /// Overrides the operator's interval between LATENCY_REPORTs.
     pub(crate) latency_report: Option<Duration>,
     /// Filter of the log, in `tracing` syntax.
     pub(crate) log_level: String,
     /// One line of text or JSON per event.
     pub(crate) log_format: LogFormat,
+}
+
+/// Direct paths.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct P2p {
+    /// Without, everything goes by relays.
+    pub(crate) enabled: bool,
+    /// Of the UDP sockets; 0: any.
+    pub(crate) port: u16,
+    /// Whether the router is asked to let peers in.
+    pub(crate) port_mapping: bool,
+    /// Whether peers on this network are looked for.
+    pub(crate) lan_discovery: bool,
+    /// Overrides the operator's.
+    pub(crate) keepalive: Option<Duration>,
 }
 
 /// Where the controller is, and how to know it.
@@ -114,8 +143,17 @@ pub(crate) struct NameSettings {
 }
 
 /// A string that stays out of logs.
-#[derive(Clone, zeroize::Zeroize, zeroize::ZeroizeOnDrop, PartialEq, Eq)]
+#[derive(Clone, zeroize::Zeroize, zeroize::ZeroizeOnDrop, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
 pub(crate) struct Secret(pub(crate) String);
+
+impl FromStr for Secret {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(Self(text.to_owned()))
+    }
+}
 
 impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -126,7 +164,7 @@ impl std::fmt::Debug for Secret {
 /// The settings of `overrides` over those of the file it names (or of the first default file that exists).
 pub(crate) fn resolve(overrides: &Overrides) -> anyhow::Result<Settings> {
     let file = load(overrides.config.as_deref())?;
-    merge(overrides, file)
+    merge(overrides, file, &|name| std::env::var(name).ok())
 }
 
 /// The file at `explicit`, else the first default one, else nothing.
@@ -208,7 +246,26 @@ fn expand(path: &Path) -> PathBuf {
     }
 }
 
-fn merge(overrides: &Overrides, file: ConfigFile) -> anyhow::Result<Settings> {
+fn merge(
+    overrides: &Overrides,
+    file: ConfigFile,
+    variable: &dyn Fn(&str) -> Option<String>,
+) -> anyhow::Result<Settings> {
+    let proxy = overrides.proxy.as_ref().or(file.proxy.as_ref()).map(|proxy| proxy.0.as_str());
+    let no_proxy = match overrides.no_proxy.as_slice() {
+        [] => file.no_proxy.map(|list| list.join(",")),
+        list => Some(list.join(",")),
+    };
+    let proxies = ProxyRules::from_settings(proxy, no_proxy.as_deref(), variable)?;
+    let client_cert = overrides.client_cert.clone().or(file.client_cert);
+    let client_certificate = match (client_cert, overrides.client_key.clone().or(file.client_key)) {
+        (Some(certificate), Some(key)) => Some((expand(&certificate), expand(&key))),
+        (None, None) => None,
+        (Some(_), None) => bail!("client_cert is given without client_key: name the file of its key, too"),
+        (None, Some(_)) => {
+            bail!("client_key is given without client_cert: name the file of the certificate, too")
+        }
+    };
     let controller = merge_controller(overrides, file.controller)?;
     let state_dir =
         overrides.state_dir.clone().or(file.state_dir).map_or_else(default_state_dir, |p| expand(&p));
@@ -235,8 +292,10 @@ fn merge(overrides: &Overrides, file: ConfigFile) -> anyhow::Result<Settings> {
     }
     let gateway = merge_gateway(overrides, file.gateway_mode, !advertise_routes.is_empty())?;
     let exit = merge_exit(overrides, file.exit_node, &advertise_routes)?;
-    if file.p2p.enabled == Some(true) {
-        tracing::info!("p2p.enabled is true, but this version has no direct paths yet: packets go by relays");
+    if let Some(keepalive) = file.p2p.keepalive_interval_seconds.filter(|s| !(5..=55).contains(s)) {
+        bail!(
+            "p2p.keepalive_interval_seconds is {keepalive}, expected 5 to 55 (most NATs forget after 60 to 120)"
+        );
     }
     if file.relay.connect_all == Some(false) {
         bail!(
@@ -249,6 +308,8 @@ fn merge(overrides: &Overrides, file: ConfigFile) -> anyhow::Result<Settings> {
         key_file,
         state_dir,
         networks: if overrides.networks.is_empty() { file.networks } else { overrides.networks.clone() },
+        proxies,
+        client_certificate,
         enrolment_key: overrides.enrolment_key.clone().or(file.enrolment_key).map(Secret),
         interface,
         mtu,
@@ -262,6 +323,15 @@ fn merge(overrides: &Overrides, file: ConfigFile) -> anyhow::Result<Settings> {
             resolv_conf: file.names.resolv_conf.unwrap_or_else(|| PathBuf::from("/etc/resolv.conf")),
         },
         accept_routes: overrides.accept_routes.or(file.accept_routes).unwrap_or(true),
+        post_quantum: overrides.post_quantum.or(file.post_quantum).unwrap_or(true),
+        cipher: file.cipher.unwrap_or_default(),
+        p2p: P2p {
+            enabled: overrides.p2p.or(file.p2p.enabled).unwrap_or(true),
+            port: overrides.p2p_port.or(file.p2p.port).unwrap_or(0),
+            port_mapping: overrides.p2p_port_mapping.or(file.p2p.port_mapping).unwrap_or(true),
+            lan_discovery: overrides.p2p_lan_discovery.or(file.p2p.lan_discovery).unwrap_or(true),
+            keepalive: file.p2p.keepalive_interval_seconds.map(Duration::from_secs),
+        },
         latency_report: file.relay.latency_report_interval_seconds.map(Duration::from_secs),
         log_level: overrides.log.clone().or(file.log.level).unwrap_or_else(|| "info".to_owned()),
         log_format: overrides.log_format.or(file.log.format).unwrap_or_default(),
@@ -359,6 +429,10 @@ fn system_hostname() -> String {
 mod tests {
     use super::*;
 
+    fn merge(overrides: &Overrides, file: ConfigFile) -> anyhow::Result<Settings> {
+        super::merge(overrides, file, &|_| None)
+    }
+
     fn overrides() -> Overrides {
         Overrides { controller: Some("wss://controller.example".to_owned()), ..Overrides::default() }
     }
@@ -376,6 +450,7 @@ mod tests {
         assert_eq!(settings.interface, "mesh1");
         assert_eq!(settings.mtu, Some(1380));
         assert!(!settings.accept_routes);
+        assert!(settings.post_quantum);
         assert_eq!(settings.log_level, "info");
         assert_eq!(settings.controller.url.path(), "/ws/control");
     }
@@ -418,6 +493,17 @@ mod tests {
     }
 
     #[test]
+    fn ciphers_are_left_to_the_machine_unless_the_file_names_one() {
+        let cipher = |text: &str| {
+            let file = meshdp::config::parse(Path::new("node.toml"), text)?;
+            anyhow::Ok(merge(&overrides(), file)?.cipher)
+        };
+        assert_eq!(cipher("").unwrap(), Cipher::Auto);
+        assert_eq!(cipher("cipher = \"chacha20-poly1305\"\n").unwrap(), Cipher::ChaCha20Poly1305);
+        assert!(cipher("cipher = \"none\"\n").unwrap_err().to_string().contains("cipher"));
+    }
+
+    #[test]
     fn a_missing_controller_says_where_to_put_it() {
         let error = merge(&Overrides::default(), ConfigFile::default()).unwrap_err().to_string();
         assert!(error.contains("--controller") && error.contains("/etc/edgelink/node.toml"), "{error}");
@@ -430,6 +516,32 @@ mod tests {
         assert_eq!(parse_pin(&["ab"; 32].join(":")).unwrap(), [0xab; 32]);
         assert!(parse_pin("sha256:abcd").unwrap_err().to_string().contains("64 hex digits"));
         assert!(parse_pin(&"+f".repeat(32)).is_err());
+    }
+
+    #[test]
+    fn the_proxy_comes_from_flag_file_or_variable() {
+        let text = "proxy = \"http://jane:hush@file:1\"\nno_proxy = [\"a.example\", \"10.0.0.0/8\"]\n";
+        let file = || meshdp::config::parse::<ConfigFile>(Path::new("node.toml"), text).unwrap();
+        assert!(!format!("{:?}", file()).contains("hush"));
+        let settings = merge(&overrides(), file()).unwrap();
+        assert_eq!(settings.proxies.proxy.as_ref().unwrap().to_string(), "http://file:1");
+        assert!(settings.proxies.proxy_for("10.1.1.1", 443).is_none());
+        let flags = Overrides { proxy: Some(Secret("none".to_owned())), ..overrides() };
+        assert_eq!(merge(&flags, file()).unwrap().proxies.proxy, None);
+        let variable = |name: &str| (name == "HTTPS_PROXY").then(|| "socks5://env".to_owned());
+        let settings = super::merge(&overrides(), ConfigFile::default(), &variable).unwrap();
+        assert_eq!(settings.proxies.proxy.unwrap().to_string(), "socks5://env:1080");
+    }
+
+    #[test]
+    fn a_client_certificate_needs_its_key() {
+        let one = |client_cert, client_key| Overrides { client_cert, client_key, ..overrides() };
+        let path = |name: &str| Some(PathBuf::from(name));
+        let settings = merge(&one(path("/c"), path("/k")), ConfigFile::default()).unwrap();
+        assert_eq!(settings.client_certificate, Some(("/c".into(), "/k".into())));
+        for alone in [one(path("/c"), None), one(None, path("/k"))] {
+            assert!(merge(&alone, ConfigFile::default()).unwrap_err().to_string().contains("too"));
+        }
     }
 
     #[test]

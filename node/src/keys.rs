@@ -1,4 +1,4 @@
-//! The key file: the machine_key's seed and the current node_key, as JSON that only its owner may read (`docs/protocol.md` §2.1).
+//! The key file: the machine_key's seed and the current node_key (X25519 and ML-KEM-768), as JSON that only its owner may read (`docs/protocol.md` §2.1).
 //!
 //! Made at the first start with `O_EXCL` and mode 0600; refused when others may read it; rewritten whole (temporary file, fsync, rename) when the
 //! node_key is rotated. Texts that hold secrets are zeroed when they go.
@@ -9,13 +9,16 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use meshdp::proto::crypto::kem::KemKey;
 use meshdp::proto::crypto::keys::{MachineKey, NodeKey};
-use meshdp::proto::wire::control::{Base64, node::SignedNodeKey};
+use meshdp::proto::wire::control::node::SignedNodeKey;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// No key file is longer.
-const MAX_BYTES: u64 = 4096;
+const MAX_BYTES: u64 = 16 << 10;
 
 /// Seconds that a rotated node_key goes on answering (`docs/protocol.md` §2.1).
 const KEEP_PREVIOUS: u64 = 300;
@@ -30,7 +33,7 @@ pub(crate) struct Keys {
     previous: Option<(NodeKey, u64)>,
 }
 
-/// As it stands in the file. All values are base64 of 32 bytes.
+/// As it stands in the file. All values are base64: of 32 bytes, the post-quantum ones of 2,400.
 #[derive(Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
 #[serde(deny_unknown_fields)]
 #[allow(clippy::struct_field_names, reason = "the names are the keys of the JSON")]
@@ -45,6 +48,8 @@ struct KeyFile {
 #[serde(deny_unknown_fields)]
 struct NodeKeyEntry {
     private: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kem_private: Option<String>,
     /// Unix seconds.
     created: u64,
 }
@@ -54,17 +59,27 @@ struct NodeKeyEntry {
 #[serde(deny_unknown_fields)]
 struct PreviousEntry {
     private: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kem_private: Option<String>,
     /// Unix seconds.
     until: u64,
 }
 
 impl Keys {
-    /// Reads the key file, or makes one when there is none. `now` in unix seconds.
-    pub(crate) fn load_or_create(path: &Path, now: u64) -> anyhow::Result<Self> {
+    /// Reads the key file, or makes one when there is none. `now` in unix seconds; `post_quantum`: whether the node_key has an ML-KEM key. One
+    /// that is not like that is rotated.
+    pub(crate) fn load_or_create(path: &Path, now: u64, post_quantum: bool) -> anyhow::Result<Self> {
         match File::open(path) {
-            Ok(file) => Self::read(path, file),
+            Ok(file) => {
+                let mut keys = Self::read(path, file)?;
+                if keys.node.kem().is_some() != post_quantum {
+                    keys.rotate_to(now, post_quantum)?;
+                    tracing::info!(post_quantum, "rotated the node key");
+                }
+                Ok(keys)
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                let keys = Self::create(path, now)?;
+                let keys = Self::create(path, now, post_quantum)?;
                 tracing::info!(file = %path.display(), machine_key = %keys.machine.public(), "made this machine's keys");
                 Ok(keys)
             }
@@ -81,15 +96,15 @@ impl Keys {
     }
 
     /// Makes new keys in a file that must not exist yet.
-    pub(crate) fn create(path: &Path, now: u64) -> anyhow::Result<Self> {
+    pub(crate) fn create(path: &Path, now: u64, post_quantum: bool) -> anyhow::Result<Self> {
         if let Some(folder) = path.parent() {
             create_private_dir(folder)?;
         }
-        let (machine, node) = (random_secret(), random_secret());
+        let machine = random_secret();
         let keys = Self {
             path: path.to_path_buf(),
             machine: MachineKey::from_seed(&machine)?,
-            node: NodeKey::from_private(*node)?,
+            node: fresh_node_key(post_quantum)?,
             created: now,
             previous: None,
         };
@@ -122,20 +137,31 @@ impl Keys {
             )
         })?;
         let secret = |text: &str, what: &str| {
-            Base64::<32>::from_text(text)
-                .map(|bytes| Zeroizing::new(bytes.0))
+            let bytes = STANDARD.decode(text).map(Zeroizing::new).unwrap_or_default();
+            <[u8; 32]>::try_from(bytes.as_slice())
+                .map(Zeroizing::new)
                 .map_err(|_| anyhow::anyhow!("{}: {what} is not base64 of 32 bytes", path.display()))
         };
+        let node_key = |private: &str, kem: Option<&String>, what: &str| -> anyhow::Result<NodeKey> {
+            let key = NodeKey::from_private(*secret(private, &format!("{what}.private"))?)?;
+            let Some(kem) = kem else { return Ok(key) };
+            let bytes = STANDARD.decode(kem).map(Zeroizing::new).unwrap_or_default();
+            let kem = KemKey::from_private(&bytes)
+                .ok()
+                .with_context(|| format!("{}: {what}.kem_private is damaged", path.display()))?;
+            Ok(key.with_kem(kem))
+        };
+        let (node, previous) = (&entry.node_key, &entry.previous_node_key);
         Ok(Self {
             path: path.to_path_buf(),
             machine: MachineKey::from_seed(&*secret(&entry.machine_key, "machine_key")?)?,
-            node: NodeKey::from_private(*secret(&entry.node_key.private, "node_key.private")?)?,
-            created: entry.node_key.created,
-            previous: match &entry.previous_node_key {
-                Some(previous) => Some((
-                    NodeKey::from_private(*secret(&previous.private, "previous_node_key.private")?)?,
-                    previous.until,
-                )),
+            node: node_key(&node.private, node.kem_private.as_ref(), "node_key")?,
+            created: node.created,
+            previous: match previous {
+                Some(entry) => {
+                    let key = node_key(&entry.private, entry.kem_private.as_ref(), "previous_node_key")?;
+                    Some((key, entry.until))
+                }
                 None => None,
             },
         })
@@ -143,7 +169,11 @@ impl Keys {
 
     /// Replaces the node_key, in the file first. The old one stays usable by whoever holds a clone of it.
     pub(crate) fn rotate(&mut self, now: u64) -> anyhow::Result<()> {
-        let fresh = NodeKey::from_private(*random_secret())?;
+        self.rotate_to(now, self.node.kem().is_some())
+    }
+
+    fn rotate_to(&mut self, now: u64, post_quantum: bool) -> anyhow::Result<()> {
+        let fresh = fresh_node_key(post_quantum)?;
         let before = (self.node.clone(), self.created, self.previous.take());
         self.previous = Some((std::mem::replace(&mut self.node, fresh), now + KEEP_PREVIOUS));
         self.created = now;
@@ -157,15 +187,20 @@ impl Keys {
 
     fn to_text(&self) -> anyhow::Result<Zeroizing<String>> {
         let entry = KeyFile {
-            machine_key: Base64(*self.machine.seed()).to_string(),
+            machine_key: STANDARD.encode(self.machine.seed()),
             node_key: NodeKeyEntry {
-                private: Base64(*self.node.private()).to_string(),
+                private: STANDARD.encode(self.node.private()),
+                kem_private: kem_text(&self.node)?,
                 created: self.created,
             },
-            previous_node_key: self.previous.as_ref().map(|(key, until)| PreviousEntry {
-                private: Base64(*key.private()).to_string(),
-                until: *until,
-            }),
+            previous_node_key: match &self.previous {
+                Some((key, until)) => Some(PreviousEntry {
+                    private: STANDARD.encode(key.private()),
+                    kem_private: kem_text(key)?,
+                    until: *until,
+                }),
+                None => None,
+            },
         };
         // Room for all of it: growing would leave copies behind.
         let mut text = Zeroizing::new(Vec::with_capacity(MAX_BYTES as usize));
@@ -196,8 +231,19 @@ impl Keys {
 
     /// The current node_key as it is published.
     pub(crate) fn signed_node_key(&self) -> SignedNodeKey {
-        self.machine.sign_node_key(self.node.public(), self.created)
+        self.machine.sign_node_key(&self.node, self.created)
     }
+}
+
+fn fresh_node_key(post_quantum: bool) -> anyhow::Result<NodeKey> {
+    let key = NodeKey::from_private(*random_secret())?;
+    Ok(if post_quantum { key.with_kem(KemKey::generate()?) } else { key })
+}
+
+/// The text is zeroed with the entry that takes it.
+fn kem_text(key: &NodeKey) -> anyhow::Result<Option<String>> {
+    let Some(kem) = key.kem() else { return Ok(None) };
+    Ok(Some(STANDARD.encode(kem.private()?)))
 }
 
 /// 32 bytes from the system's generator.
@@ -263,25 +309,27 @@ mod tests {
     fn the_first_start_makes_a_private_file_and_the_second_reads_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/er/keys.json");
-        let made = Keys::load_or_create(&path, 1_770_000_000).unwrap();
+        let made = Keys::load_or_create(&path, 1_770_000_000, true).unwrap();
         assert_eq!(mode(&path), 0o600);
         assert_eq!(mode(path.parent().unwrap()), 0o700);
-        let read = Keys::load_or_create(&path, 1_780_000_000).unwrap();
+        let read = Keys::load_or_create(&path, 1_780_000_000, true).unwrap();
         assert_eq!(read.machine().public(), made.machine().public());
         assert_eq!(read.node().public(), made.node().public());
+        assert!(made.node().kem().is_some(), "on by default");
+        assert_eq!(read.signed_node_key(), made.signed_node_key());
         assert_eq!(read.created(), 1_770_000_000);
         assert_eq!(verify_node_key(&read.machine().public(), &read.signed_node_key()), Ok(()));
-        assert!(Keys::create(&path, 0).is_err(), "an existing file is never overwritten");
+        assert!(Keys::create(&path, 0, true).is_err(), "an existing file is never overwritten");
     }
 
     #[test]
     fn a_file_that_others_can_read_is_refused_with_advice() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys.json");
-        Keys::create(&path, 1).unwrap();
+        Keys::create(&path, 1, true).unwrap();
         for loose in [0o640, 0o604, 0o644, 0o660] {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(loose)).unwrap();
-            let error = Keys::load_or_create(&path, 1).unwrap_err().to_string();
+            let error = Keys::load_or_create(&path, 1, true).unwrap_err().to_string();
             assert!(error.contains("chmod 600") && error.contains(&format!("{loose:04o}")), "{error}");
         }
     }
@@ -297,7 +345,7 @@ mod tests {
             "{\"c2VjcmV0\": 1}",
         ] {
             write_private(&path, text.as_bytes()).unwrap();
-            let error = format!("{:#}", Keys::load_or_create(&path, 1).unwrap_err());
+            let error = format!("{:#}", Keys::load_or_create(&path, 1, true).unwrap_err());
             assert!(error.contains("keys.json") && !error.contains("c2VjcmV0"), "{error}");
         }
     }
@@ -306,10 +354,12 @@ mod tests {
     fn rotation_replaces_the_node_key_in_file_and_memory_and_keeps_the_machine_key() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys.json");
-        let mut keys = Keys::create(&path, 1).unwrap();
+        let mut keys = Keys::create(&path, 1, true).unwrap();
         let (machine, old) = (keys.machine().public(), keys.node().public());
         keys.rotate(2).unwrap();
         assert_ne!(keys.node().public(), old);
+        let kem = |key: &NodeKey| *key.kem().unwrap().public();
+        assert_ne!(kem(keys.node()), kem(&keys.previous().unwrap().0), "both are rotated");
         let read = Keys::load(&path).unwrap();
         assert_eq!(
             (read.machine().public(), read.node().public(), read.created()),
@@ -321,10 +371,38 @@ mod tests {
     }
 
     #[test]
+    fn turning_the_post_quantum_key_on_or_off_rotates_the_node_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.json");
+        let with = Keys::load_or_create(&path, 1, true).unwrap();
+        let without = Keys::load_or_create(&path, 2, false).unwrap();
+        assert_ne!(without.node().public(), with.node().public());
+        assert_eq!((without.node().kem().is_none(), without.created()), (true, 2));
+        assert!(without.previous().is_some_and(|(key, _)| key.kem().is_some()));
+        let again = Keys::load_or_create(&path, 3, true).unwrap();
+        assert!(again.node().kem().is_some());
+        assert_eq!(Keys::load(&path).unwrap().signed_node_key(), again.signed_node_key());
+    }
+
+    #[test]
+    fn a_damaged_post_quantum_key_is_noticed_when_it_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.json");
+        Keys::create(&path, 1, true).unwrap();
+        let mut file: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let kem = file["node_key"]["kem_private"].as_str().unwrap();
+        let damaged = format!("{}{}", if kem.starts_with('A') { 'B' } else { 'A' }, &kem[1..]);
+        file["node_key"]["kem_private"] = damaged.into();
+        write_private(&path, file.to_string().as_bytes()).unwrap();
+        let error = format!("{:#}", Keys::load(&path).unwrap_err());
+        assert!(error.contains("node_key.kem_private is damaged"), "{error}");
+    }
+
+    #[test]
     fn a_rotation_that_cannot_be_stored_does_not_happen() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("gone/keys.json");
-        let mut keys = Keys::create(&path, 1).unwrap();
+        let mut keys = Keys::create(&path, 1, true).unwrap();
         std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
         let before = keys.node().public();
         assert!(keys.rotate(2).is_err());

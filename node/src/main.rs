@@ -9,10 +9,14 @@ mod command;
 mod config;
 mod control;
 mod daemon;
+mod discovery;
 mod host;
 mod ipc;
 mod keys;
+mod mapping;
 mod names;
+mod netcheck;
+mod network;
 mod system;
 
 use std::process::ExitCode;
@@ -28,6 +32,7 @@ fn main() -> ExitCode {
         Command::Down(args) => command::down::run(args),
         Command::Status(args) => command::status::run(args),
         Command::Ping(args) => command::ping::run(args),
+        Command::Netcheck(args) => command::netcheck::run(args),
         Command::Keys(args) => command::keys::run(args),
         Command::Version(args) => command::version::run(args),
     };

@@ -39,6 +39,11 @@ impl System {
         Ok(Self { netlink, index: link.header.index, name: name.to_owned(), addresses: BTreeSet::new() })
     }
 
+    /// Its number.
+    pub(crate) const fn index(&self) -> u32 {
+        self.index
+    }
+
     /// Sets the MTU and brings the interface up.
     pub(crate) async fn bring_up(&self, mtu: u16) -> anyhow::Result<()> {
         self.silence_link_local();

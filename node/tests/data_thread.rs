@@ -5,14 +5,17 @@
 mod support;
 
 use std::net::Ipv4Addr;
+use std::sync::LazyLock;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use meshdp::engine::Prefer;
+use meshdp::engine::dial::Outbound;
 use meshdp::engine::node::{Command, Endpoints, Handle, Options, Report, spawn};
 use meshdp::engine::tls::Roots;
 use meshdp::packet::offload::vnet::{Gso, GsoKind, PartialChecksum};
 use meshdp::packet::offload::{Fill, Format, VNET_LEN, VnetHeader};
+use meshdp::proto::crypto::kem::KemKey;
 use meshdp::proto::crypto::keys::{MachineKey, NodeKey};
 use meshdp::proto::id::{NetworkId, NodeId, RelayId};
 use meshdp::proto::node::{Event, NodeSettings, NodeStatus};
@@ -56,7 +59,7 @@ impl TestNode {
             },
             config,
             driver,
-            roots: Roots::None,
+            outbound: Outbound { roots: Roots::None, ..Outbound::default() },
         };
         let handle = spawn(options, Some(inside), move |report| drop(out.send(report))).unwrap();
         Self { id, handle, reports, tun: outside }
@@ -114,7 +117,8 @@ fn machine(id: u32) -> MachineKey {
 }
 
 fn node_key(id: u32) -> NodeKey {
-    NodeKey::from_private([100 + id as u8; 32]).unwrap()
+    static KEM: LazyLock<KemKey> = LazyLock::new(|| KemKey::generate().unwrap());
+    NodeKey::from_private([100 + id as u8; 32]).unwrap().with_kem(KEM.clone())
 }
 
 fn address(id: u32) -> Ipv4Addr {
@@ -141,7 +145,7 @@ fn config(own: u32, other: u32, relays: &[&TestRelay]) -> Config {
                 node_id: NodeId(other),
                 name: format!("node-{other}"),
                 machine_key: machine(other).public(),
-                node_key: Some(machine(other).sign_node_key(node_key(other).public(), 1_770_000_000)),
+                node_key: Some(machine(other).sign_node_key(&node_key(other), 1_770_000_000)),
                 addresses: vec![address(other).into()],
                 online: true,
                 relays: ids.clone(),
@@ -389,6 +393,7 @@ fn a_relay_that_cannot_be_reached_is_reported_and_disturbs_nobody() {
             id: RelayId(id),
             name: format!("relay-{id}"),
             data_url: Some(url.to_owned()),
+            more_urls: Vec::new(),
             ..relay.entry()
         });
     }

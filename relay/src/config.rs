@@ -8,9 +8,10 @@ mod resolve;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use meshdp::engine::dial::Outbound;
 use meshdp::engine::relay::RelayConfig;
 use meshdp::engine::relay::dial::WsUrl;
-use meshdp::engine::tls::{Pin, Roots};
+use meshdp::engine::tls::Pin;
 
 use crate::args::Args;
 pub(crate) use file::LogFormat;
@@ -21,7 +22,7 @@ use resolve::resolve;
 #[derive(Clone, PartialEq)]
 pub(crate) struct ControllerSettings {
     pub(crate) url: WsUrl,
-    pub(crate) roots: Roots,
+    pub(crate) outbound: Outbound,
     pub(crate) pin: Option<Pin>,
 }
 
@@ -47,7 +48,7 @@ pub(crate) fn load(args: &Args, environment: &dyn Fn(&str) -> Option<String>) ->
     };
     apply_environment(&mut file, environment)?;
     apply_flags(&mut file, args);
-    resolve(file, args)
+    resolve(file, args, environment)
 }
 
 #[cfg(test)]

@@ -16,8 +16,8 @@ use meshdp::proto::wire::frame::{Flags, FrameType, Frames, write_frame};
 use meshdp::proto::wire::reassembly::{Reassembler, write_control};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
@@ -70,29 +70,37 @@ struct Replaced;
 
 async fn link(settings: &ControllerSettings, relay: &Arc<RelayHandle>) -> anyhow::Result<()> {
     let url = &settings.url;
-    let connect = async {
-        let tcp = TcpStream::connect((url.host.as_str(), url.port)).await?;
+    let (outbound, host) = (settings.outbound.clone(), url.as_host());
+    let (done, result) = oneshot::channel();
+    // It looks up names and may have to wait for a proxy; who stops meanwhile does not wait for it.
+    std::thread::Builder::new()
+        .name("controller-dial".to_owned())
+        .spawn(move || drop(done.send(outbound.connect(&[host], CONNECT_TIMEOUT))))?;
+    let connected = result.await.context("connecting ended without a word")??;
+    let stream: Box<dyn Stream> = if connected.bridged {
+        Box::new(UnixStream::from_std(connected.socket.into())?)
+    } else {
+        let tcp = TcpStream::from_std(connected.socket.into())?;
         tcp.set_nodelay(true)?;
-        anyhow::Ok(tcp)
+        Box::new(tcp)
     };
-    let tcp = timeout(CONNECT_TIMEOUT, connect)
-        .await
-        .context("no answer in time")
-        .and_then(|connected| connected)
-        .with_context(|| format!("cannot connect to {}:{}", url.host, url.port))?;
     let scheme = if url.tls { "wss" } else { "ws" };
     let host = if url.host.contains(':') { format!("[{}]", url.host) } else { url.host.clone() };
     let target = format!("{scheme}://{host}:{}{}", url.port, url.path);
     if url.tls {
-        let config = client_config(&settings.roots, settings.pin)?;
+        let config = client_config(&settings.outbound.roots, settings.pin)?;
         let name = ServerName::try_from(url.host.clone()).context("controller.url")?;
         let connector = tokio_rustls::TlsConnector::from(config);
-        let tls = timeout(CONNECT_TIMEOUT, connector.connect(name, tcp)).await.context("TLS handshake")??;
+        let tls =
+            timeout(CONNECT_TIMEOUT, connector.connect(name, stream)).await.context("TLS handshake")??;
         upgrade(&target, tls, relay).await
     } else {
-        upgrade(&target, tcp, relay).await
+        upgrade(&target, stream, relay).await
     }
 }
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 async fn upgrade<S>(target: &str, stream: S, relay: &Arc<RelayHandle>) -> anyhow::Result<()>
 where

@@ -100,6 +100,7 @@ fn compare(old: &Settings, new: &Settings) -> Outcome {
         (was.register.token != is.register.token, "controller.token"),
         (old.controller != new.controller, "controller"),
         (was.token_keys != is.token_keys, "jwt"),
+        (before.proxies != after.proxies, "proxy, no_proxy"),
         (was.mesh_peers != is.mesh_peers || before.mesh_roots != after.mesh_roots, "mesh"),
         (before.queue != after.queue, "limits.queue_bytes, limits.queue_total_bytes, limits.queue_age_ms"),
         (before.stun != after.stun || was.register.stun != is.register.stun, "stun"),

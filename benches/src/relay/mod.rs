@@ -35,12 +35,10 @@ use crate::machine::Machine;
 use crate::process::{CLIENT_CORE, pin, raise_open_files};
 use crate::report::{Measurement, Report, Row};
 use crate::stats::Summary;
-use crate::{plot, report};
+use crate::{FOLDER, plot, report};
 use contender::{Contender, Setting};
 use row::{Bench, GROUPS, Group, Sample};
 
-/// Where figures go.
-const FOLDER: &str = "target/bench";
 /// Above this share of its core the load generator may be the limit.
 const CLIENT_LIMIT_PERCENT: f64 = 90.0;
 /// Below this the server had time to spare.
@@ -134,7 +132,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         rows.extend(measure_group(&bench, options.rounds, group, &contenders, &mut failures));
     }
     eprintln!("measured in {:.0} s", begun.elapsed().as_secs_f64());
-    let report = Report { title: "Relay: one core, loopback", machine: Machine::here(), rows };
+    let report = Report {
+        title: "Relay: one core, loopback",
+        busy: ["server", "clients"],
+        machine: Machine::here(),
+        rows,
+    };
 
     fs::write(folder.join("relay.json"), report.to_json()).context("cannot write target/bench/relay.json")?;
     // What a frame costs, and how it behaves under stress: two pictures of one size.

@@ -186,6 +186,9 @@ def server_add(
     context: typer.Context,
     name: Annotated[str, typer.Option("--name")],
     url: Annotated[str | None, typer.Option("--url", help="Where nodes connect: wss://…/ws/data.")] = None,
+    more_url: Annotated[
+        list[str] | None, typer.Option("--more-url", help="Another address of the same; may be repeated.")
+    ] = None,
     mesh_url: Annotated[
         str | None, typer.Option("--mesh-url", help="Where relays connect; /ws/mesh beside it.")
     ] = None,
@@ -200,6 +203,7 @@ def server_add(
         body = {
             "name": name,
             "url": url,
+            "more_urls": more_url or [],
             "mesh_url": mesh_url,
             "region": region,
             "capabilities": capability or (["relay", "stun"] if stun else ["relay"]),

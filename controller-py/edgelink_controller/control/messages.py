@@ -7,7 +7,7 @@ from typing import Any
 
 from edgelink_controller.latency.paths import Choice
 from edgelink_controller.networks.service import NetworkView
-from edgelink_controller.nodes.service import NodeView
+from edgelink_controller.nodes.service import NodeView, PublishedKey
 from edgelink_controller.routes.schemas import RouteOut
 from edgelink_controller.servers.schemas import ServerOut
 from edgelink_controller.tokens.service import Issued, RevocationView
@@ -16,21 +16,23 @@ _HOUR = 3600
 
 
 def peer(node: NodeView, online: bool, relays: Iterable[int], choice: Choice) -> dict[str, Any]:
-    key = None
-    if node.node_key is not None:
-        public, created, signature = node.node_key
-        key = {"public": public, "created": created, "signature": signature}
     best, second = choice
     return {
         "node_id": node.id,
         "name": node.name,
         "machine_key": node.machine_key,
-        "node_key": key,
+        "node_key": node_key(node.node_key) if node.node_key else None,
         "addresses": [node.address4, node.address6],
         "online": online,
+        "endpoints": [{"kind": kind, "address": address} for kind, address in node.endpoints],
         "relays": sorted(relays),
         "path": {"best": list(best) if best else None, "second": list(second) if second else None},
     }
+
+
+def node_key(key: PublishedKey) -> dict[str, Any]:
+    kem = {"kem": key.kem} if key.kem else {}
+    return {"public": key.public, **kem, "created": key.created, "signature": key.signature}
 
 
 def route(row: RouteOut) -> dict[str, Any]:
@@ -72,6 +74,7 @@ def relay_for_node(server: ServerOut) -> dict[str, Any] | None:
         "name": server.name,
         "region": server.region,
         "data_url": server.url,
+        "more_urls": server.more_urls,
         "tls_pin": server.tls_pin,
         "stun": server.stun,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import TYPE_CHECKING, Any
 
 from edgelink_controller.changes.service import ChangeRow
@@ -25,6 +26,8 @@ HEARTBEAT_S = 15
 # Renewed this long before they run out (source section 4.3), or after two thirds of a shorter life.
 RELAY_RENEW_S, AUTH_RENEW_S = 15 * 60, 2 * 3600
 MAX_SAMPLES = 1000
+MAX_KIND = 20
+MAX_PORT = 65535
 MAX_RTT_MS = 60_000.0
 
 
@@ -286,7 +289,7 @@ class NodeSession(Session):
     async def _on_update(self, message: dict[str, Any]) -> None:
         claim = parse_node_key(message.get("node_key"), self._machine_key)
         routes = parse_routes(message.get("routes"))
-        endpoints = message.get("endpoints")
+        endpoints = parse_endpoints(message.get("endpoints"))
         if claim or routes is not None or endpoints is not None:
             try:
                 async with self._hub.store.write(self._actor) as uow:
@@ -296,8 +299,7 @@ class NodeSession(Session):
                     if routes is not None:
                         await registration.advertise(self.machine_id, routes)
                     if endpoints is not None:
-                        pairs = [(str(e.get("kind", ""))[:20], str(e.get("address", ""))[:64]) for e in endpoints]
-                        await registration.set_endpoints(self.machine_id, pairs)
+                        await registration.set_endpoints(self.machine_id, endpoints)
             except Problem as problem:
                 raise Refused(MALFORMED, problem.detail) from None
         if message.get("resync"):
@@ -359,6 +361,22 @@ def parse_routes(value: Any) -> list[Advertised] | None:
     if value is None:
         return None
     return [Advertised(str(r["cidr"]), int(r.get("priority", 100)), int(r.get("weight", 100))) for r in value]
+
+
+def parse_endpoints(value: Any) -> list[tuple[str, str]] | None:
+    """(kind, address) pairs: what peers could not read would cost them their whole configuration."""
+    if value is None:
+        return None
+    return [(str(entry["kind"])[:MAX_KIND], _socket_address(str(entry["address"]))) for entry in value]
+
+
+def _socket_address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not (port.isascii() and port.isdigit() and 0 < int(port) <= MAX_PORT):
+        raise ValueError(f"{text[:64]!r} is no address with a port")
+    if host.startswith("[") and host.endswith("]"):
+        return f"[{ipaddress.IPv6Address(host[1:-1])}]:{int(port)}"
+    return f"{ipaddress.IPv4Address(host)}:{int(port)}"
 
 
 def parse_samples(kind: str, own_id: int, samples: list[dict[str, Any]]) -> list[Sample]:

@@ -15,6 +15,8 @@ class Machine(Base):
     id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=True)
     machine_key: Mapped[str] = mapped_column(String(44), unique=True)
     node_key: Mapped[str | None] = mapped_column(String(44))
+    # ML-KEM-768, 1,184 bytes; the signature covers it and its absence.
+    node_key_kem: Mapped[str | None] = mapped_column(String(1580))
     node_key_created: Mapped[int | None] = mapped_column(BigInteger)
     node_key_signature: Mapped[str | None] = mapped_column(String(88))
     hostname: Mapped[str] = mapped_column(String(255))

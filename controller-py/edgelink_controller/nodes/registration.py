@@ -25,7 +25,7 @@ from edgelink_controller.routes.service import Advertised, RouteService
 from edgelink_controller.settings.service import SettingService
 from edgelink_controller.tokens.service import Issued, TokenService
 
-MAX_ENDPOINTS = 64
+MAX_ENDPOINTS = 32
 MAX_NETWORKS = 64
 
 
@@ -174,6 +174,7 @@ class RegistrationService:
         if machine.node_key == public and machine.node_key_signature == signature:
             return False
         machine.node_key, machine.node_key_created, machine.node_key_signature = public, claim.created, signature
+        machine.node_key_kem = encode_bytes(claim.kem) if claim.kem else None
         for node in await self._rows.of_machine(machine_id):
             # No machine_id: its own configuration is the same, only its peers' is not.
             await self._changes.record("node", node.id, network_id=node.network_id, reason="node_key")
@@ -186,8 +187,14 @@ class RegistrationService:
             await self._routes.advertise(node.id, node.network_id, routes)
 
     async def set_endpoints(self, machine_id: int, endpoints: Sequence[tuple[str, str]]) -> None:
-        """Replace the (kind, address) list of a machine."""
-        await self._rows.replace_endpoints(machine_id, endpoints[:MAX_ENDPOINTS], self._uow.now())
+        """Replace the (kind, address) list of a machine; its peers are told when it is another one."""
+        wanted = list(dict.fromkeys(endpoints))[:MAX_ENDPOINTS]
+        known = await self._rows.endpoints([machine_id])
+        if known.get(machine_id, []) == wanted:
+            return
+        await self._rows.replace_endpoints(machine_id, wanted, self._uow.now())
+        for node in await self._rows.of_machine(machine_id):
+            await self._changes.record("node", node.id, network_id=node.network_id, reason="endpoints")
 
     async def issue_auth_token(self, node: NodeView) -> Issued:
         digest = hashlib.sha256(decode_key(node.machine_key)).hexdigest()

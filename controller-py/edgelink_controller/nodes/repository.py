@@ -98,6 +98,22 @@ class NodeRepository:
             "pending": await count(Node.authorized.is_(False)),
         }
 
+    async def endpoints(self, machine_ids: Iterable[int] | None = None) -> dict[int, list[tuple[str, str]]]:
+        """By machine, in the order in which it named them; of all machines or of the given ones."""
+        query = select(NodeEndpoint).order_by(NodeEndpoint.id)
+        rows: list[NodeEndpoint] = []
+        if machine_ids is None:
+            rows += await self._session.scalars(query)
+        else:
+            wanted = list(machine_ids)
+            for start in range(0, len(wanted), _CHUNK):
+                part = query.where(NodeEndpoint.machine_id.in_(wanted[start : start + _CHUNK]))
+                rows += await self._session.scalars(part)
+        found: dict[int, list[tuple[str, str]]] = {}
+        for row in rows:
+            found.setdefault(row.machine_id, []).append((row.kind, row.address))
+        return found
+
     async def replace_endpoints(self, machine_id: int, endpoints: Sequence[tuple[str, str]], at: int) -> None:
         await self._session.execute(delete(NodeEndpoint).where(NodeEndpoint.machine_id == machine_id))
         for kind, address in dict.fromkeys(endpoints):

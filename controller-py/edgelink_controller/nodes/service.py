@@ -23,6 +23,16 @@ from edgelink_controller.tokens.service import Issued, TokenService
 
 
 @dataclass(frozen=True, slots=True)
+class PublishedKey:
+    """A node_key as peers get it: as its machine signed it, in base64. `kem` is the post-quantum key."""
+
+    public: str
+    kem: str | None
+    created: int
+    signature: str
+
+
+@dataclass(frozen=True, slots=True)
 class NodeView:
     """A node as the control channels hold it. `node_key` is None until the machine has sent one."""
 
@@ -31,10 +41,12 @@ class NodeView:
     network_id: int
     name: str
     machine_key: str
-    node_key: tuple[str, int, str] | None
+    node_key: PublishedKey | None
     address4: str
     address6: str
     authorized: bool
+    endpoints: tuple[tuple[str, str], ...] = ()
+    """(kind, address) where it may be reached without a relay, best first."""
 
 
 class NodeService:
@@ -138,7 +150,9 @@ class NodeService:
 
     async def views(self, network_id: int | None = None, ids: Iterable[int] | None = None) -> list[NodeView]:
         """What the control channels need of all nodes, of a network's, or of the given ones."""
-        return [view(node, machine) for node, machine in await self._rows.pairs(network_id, ids)]
+        pairs = await self._rows.pairs(network_id, ids)
+        endpoints = await self._rows.endpoints(None if ids is None else {machine.id for _, machine in pairs})
+        return [view(node, machine, endpoints.get(machine.id, ())) for node, machine in pairs]
 
     async def _record(self, node: Node, reason: str) -> None:
         await self._changes.record(
@@ -180,10 +194,12 @@ class NodeService:
         ]
 
 
-def view(node: Node, machine: Machine) -> NodeView:
+def view(node: Node, machine: Machine, endpoints: Sequence[tuple[str, str]] = ()) -> NodeView:
     key = None
     if machine.node_key and machine.node_key_signature:
-        key = (machine.node_key, machine.node_key_created or 0, machine.node_key_signature)
+        key = PublishedKey(
+            machine.node_key, machine.node_key_kem, machine.node_key_created or 0, machine.node_key_signature
+        )
     return NodeView(
         node.id,
         node.machine_id,
@@ -194,4 +210,5 @@ def view(node: Node, machine: Machine) -> NodeView:
         node.virtual_ip,
         node.virtual_ip6,
         node.authorized,
+        tuple(endpoints),
     )

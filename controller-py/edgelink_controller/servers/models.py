@@ -18,6 +18,7 @@ class Server(Base):
     region: Mapped[str] = mapped_column(String(50), default="")
     capabilities: Mapped[str] = mapped_column(String(100), default='["relay"]')
     data_url: Mapped[str | None] = mapped_column(String(255))
+    more_urls: Mapped[str] = mapped_column(String(2000), default="[]", server_default="[]")
     mesh_url: Mapped[str | None] = mapped_column(String(255))
     stun: Mapped[str | None] = mapped_column(String(255))
     stun_secondary: Mapped[str | None] = mapped_column(String(255))

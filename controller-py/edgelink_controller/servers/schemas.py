@@ -28,15 +28,20 @@ def _socket_address(value: str) -> str:
 # Nodes send STUN requests to it before they have a resolver they trust: an address, not a name.
 SocketAddress = Annotated[str, Field(max_length=64), AfterValidator(_socket_address)]
 WebSocketUrl = Annotated[str, Field(max_length=255), AfterValidator(_websocket_url)]
+# Nodes look at eight addresses of a relay, `url` among them.
+MoreUrls = Annotated[list[WebSocketUrl], Field(max_length=7)]
 Pin = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Capability = Literal["relay", "stun"]
 
 
 class ServerCreate(BaseModel):
-    """`url` is where nodes connect (`/ws/data`); `mesh_url` where other relays do, by default beside it."""
+    """`url` is where nodes connect (`/ws/data`); `mesh_url` where other relays do, by default beside it.
+
+    `more_urls` are other names and addresses for nodes: they take whichever answers first."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
     url: WebSocketUrl | None = None
+    more_urls: MoreUrls = []
     mesh_url: WebSocketUrl | None = None
     region: str = Field("", max_length=50)
     capabilities: list[Capability] = ["relay"]
@@ -47,6 +52,7 @@ class ServerCreate(BaseModel):
 
 class ServerUpdate(BaseModel):
     url: WebSocketUrl | None = None
+    more_urls: MoreUrls = []
     mesh_url: WebSocketUrl | None = None
     region: str | None = Field(None, max_length=50)
     stun: SocketAddress | None = None
@@ -63,6 +69,7 @@ class ServerOut(BaseModel):
     region: str
     capabilities: list[str]
     url: str | None
+    more_urls: list[str]
     mesh_url: str | None
     stun: str | None
     tls_pin: str | None

@@ -55,6 +55,7 @@ class ServerService:
             region=wanted.region,
             capabilities=json.dumps(wanted.capabilities),
             data_url=wanted.url,
+            more_urls=json.dumps(wanted.more_urls),
             mesh_url=mesh_url,
             stun=wanted.stun,
             stun_secondary=wanted.stun_secondary,
@@ -116,7 +117,7 @@ class ServerService:
         if "url" in values:
             values["data_url"] = values.pop("url")
         for name, value in values.items():
-            setattr(row, name, value)
+            setattr(row, name, json.dumps(value) if name == "more_urls" else value)
         if values:
             await self._changes.record("relay", row.id)
             await self._audit.record("server.update", "server", row.id, **values)
@@ -208,6 +209,7 @@ def _shown(row: Server) -> ServerOut:
         region=row.region,
         capabilities=json.loads(row.capabilities),
         url=row.reported_data_url or row.data_url,
+        more_urls=json.loads(row.more_urls),
         mesh_url=row.reported_mesh_url or row.mesh_url,
         stun=row.reported_stun or row.stun,
         tls_pin=row.reported_tls_pin or row.tls_pin,

@@ -5,10 +5,12 @@
 //! [`tls`] makes configurations and certificates, [`socket`] makes sockets, [`udp`] those of the data path.
 
 pub mod connection;
+pub mod dial;
 pub mod driver;
 pub mod epoll;
 #[cfg(test)]
 mod interop;
+mod moderation;
 pub mod node;
 pub mod outbox;
 pub mod relay;

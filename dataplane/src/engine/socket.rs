@@ -3,9 +3,8 @@
 mod round_trip;
 
 use std::io::{self, IoSlice};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
 
 pub(super) use round_trip::round_trip;
 use rustix::io::Errno;
@@ -100,15 +99,18 @@ pub fn keep_outside(socket: &impl AsFd) {
     }
 }
 
-/// A TCP connection that carries the mesh.
-///
-/// # Errors
-/// As of [`TcpStream::connect_timeout`].
-pub fn connect_outside(address: SocketAddr, limit: Duration) -> io::Result<TcpStream> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    keep_outside(&socket);
-    socket.connect_timeout(&SockAddr::from(address), limit)?;
-    Ok(socket.into())
+/// A bound UDP socket of one family only, which carries the mesh.
+pub(super) fn udp_socket_apart(address: SocketAddr) -> Result<OwnedFd, SocketError> {
+    let make = || -> io::Result<Socket> {
+        let socket = bindable(address, Type::DGRAM, Protocol::UDP)?;
+        keep_outside(&socket);
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.bind(&SockAddr::from(address))?;
+        Ok(socket)
+    };
+    make().map(OwnedFd::from).map_err(explain(address))
 }
 
 /// The address a socket is bound to: the port that the system chose when 0 was asked for.
@@ -119,9 +121,10 @@ pub fn local_address(socket: &OwnedFd) -> io::Result<SocketAddr> {
         .ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
 }
 
-/// A TCP socket that is connecting; writable when that is done.
+/// A TCP socket that carries the mesh and is connecting; writable when that is done.
 pub(super) fn connecting(address: SocketAddr) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    keep_outside(&socket);
     match socket.connect(&SockAddr::from(address)) {
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
         _ => Ok(OwnedFd::from(socket)),

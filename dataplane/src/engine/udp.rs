@@ -22,7 +22,7 @@ use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use rustix::net::sockopt;
 
 pub use self::bundle::{Bundles, BundlesFull};
-use super::socket::{SocketError, explain, local_address, udp_socket};
+use super::socket::{SocketError, explain, local_address, udp_socket, udp_socket_apart};
 
 /// What a socket of the data path should hold each way: at 5 Gbit/s, 16 ms. Smaller ones lose what comes while the thread does something else.
 pub const BUFFER: usize = 10 << 20;
@@ -77,7 +77,18 @@ impl UdpSocket {
     /// # Errors
     /// See [`SocketError`].
     pub fn bind(address: SocketAddr, shared: bool) -> Result<Self, SocketError> {
-        let descriptor = udp_socket(address, shared)?;
+        Self::new(udp_socket(address, shared)?, address)
+    }
+
+    /// Binds it; a wildcard IPv6 address leaves IPv4 to a socket of its own, on the same port if need be.
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    pub fn bind_apart(address: SocketAddr) -> Result<Self, SocketError> {
+        Self::new(udp_socket_apart(address)?, address)
+    }
+
+    fn new(descriptor: OwnedFd, address: SocketAddr) -> Result<Self, SocketError> {
         let socket = UdpSocketState::new(UdpSockRef::from(&descriptor)).map_err(explain(address))?;
         let state = Udp { socket, v6: address.is_ipv6(), without_gso: BTreeMap::new() };
         Ok(Self { descriptor, state })

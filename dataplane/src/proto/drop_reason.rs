@@ -78,6 +78,12 @@ drop_reasons! {
     RateAddress => "rate_address",
     /// It waited for a connection that ended.
     WriteError => "write_error",
+    /// A datagram of a direct path that was routed into the mesh: it would go round and round.
+    OwnDatagram => "own_datagram",
+    /// An announcement on the own network that is malformed, not signed by the peer that it names, or not newer than the last.
+    BadAnnouncement => "bad_announcement",
+    /// More announcements than are looked at.
+    AnnouncementRate => "announcement_rate",
     /// It waited for a connection that the same node has replaced.
     Replaced => "replaced",
 }

@@ -4,6 +4,7 @@
 //! `cargo check -p meshdp --no-default-features` builds this alone.
 
 pub mod crypto;
+pub mod dial;
 pub mod drop_reason;
 pub mod error;
 pub mod id;

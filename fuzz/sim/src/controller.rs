@@ -148,6 +148,7 @@ impl Controller {
                 name: format!("relay-{id}"),
                 region: String::new(),
                 data_url: Some(format!("wss://relay-{id}.example/ws/data")),
+                more_urls: Vec::new(),
                 tls_pin: None,
                 stun: self.stun.get(id).copied(),
             })

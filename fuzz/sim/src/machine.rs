@@ -1,8 +1,10 @@
 //! A node and what its shell keeps for it: keys and configuration on disk, connections, what it was told.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Mutex;
 use std::time::Duration;
 
+use meshdp::proto::crypto::kem::KemKey;
 use meshdp::proto::crypto::keys::{MachineKey, NodeKey};
 use meshdp::proto::id::{NodeId, RelayId};
 use meshdp::proto::node::{Event, Node, NodeSettings};
@@ -69,10 +71,15 @@ impl Machine {
     /// # Panics
     /// Never: any 32 bytes are a key.
     pub fn make_node_key(number: usize, serial: u64) -> NodeKey {
+        // Made once for each: they cannot be drawn from a seed, and nothing that a run does depends on their bytes.
+        static KEM: Mutex<BTreeMap<(usize, u64), KemKey>> = Mutex::new(BTreeMap::new());
         let mut private = [7; 32];
         private[..8].copy_from_slice(&(number as u64).to_be_bytes());
         private[8..16].copy_from_slice(&serial.to_be_bytes());
-        NodeKey::from_private(private).expect("any 32 bytes are an X25519 key")
+        let mut kem = KEM.lock().expect("nobody panics with it");
+        let kem = kem.entry((number, serial));
+        let kem = kem.or_insert_with(|| KemKey::generate().expect("there is randomness")).clone();
+        NodeKey::from_private(private).expect("any 32 bytes are an X25519 key").with_kem(kem)
     }
 
     /// Its identity.

@@ -148,8 +148,8 @@ impl World {
     pub fn join(&mut self, machine: usize, network: NetworkId) -> NodeId {
         let key = self.machines[machine].machine_key();
         let serial = self.key_serials.get(&machine).copied().unwrap_or(0);
-        let public = Machine::make_node_key(machine, serial).public();
-        let node_key = key.sign_node_key(public, self.now.unix.as_secs());
+        let node_key = Machine::make_node_key(machine, serial);
+        let node_key = key.sign_node_key(&node_key, self.now.unix.as_secs());
         let id = self.controller.join(machine, network, key.public(), node_key);
         self.everyone_anew();
         id

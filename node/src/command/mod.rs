@@ -2,6 +2,7 @@
 
 pub(crate) mod down;
 pub(crate) mod keys;
+pub(crate) mod netcheck;
 pub(crate) mod ping;
 pub(crate) mod status;
 pub(crate) mod up;
@@ -22,24 +23,22 @@ fn print_json<T: Serialize>(value: &T) -> anyhow::Result<()> {
 }
 
 /// A table without frames, for people and for `awk`.
-fn table(header: &[&str]) -> Table {
+pub(crate) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::NOTHING).set_header(header.to_vec());
     table
 }
 
-/// Prints a table without the blanks that pad its lines.
-fn print_table(mut table: Table) {
+/// The lines of a table without the blanks that pad them.
+pub(crate) fn lines(mut table: Table) -> String {
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
-    for line in table.to_string().lines() {
-        println!("{}", line.trim_end());
-    }
+    table.to_string().lines().flat_map(|line| [line.trim_end(), "\n"]).collect()
 }
 
 /// `-` for what is not known.
-fn milliseconds(rtt_ms: Option<f64>) -> String {
+pub(crate) fn milliseconds(rtt_ms: Option<f64>) -> String {
     rtt_ms.map_or_else(|| "-".to_owned(), |rtt| format!("{rtt:.1} ms"))
 }
 

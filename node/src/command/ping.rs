@@ -87,7 +87,11 @@ fn describe(probe: &Probe) -> String {
     match (&probe.error, probe.rtt_ms) {
         (Some(error), _) => format!("seq={} not sent: {error}", probe.sequence),
         (None, Some(rtt)) => {
-            format!("seq={} time={rtt:.2} ms via {}", probe.sequence, probe.path.join(" > "))
+            let way = probe.direct.map_or_else(
+                || format!("via {}", probe.path.join(" > ")),
+                |address| format!("direct, {address}"),
+            );
+            format!("seq={} time={rtt:.2} ms {way}", probe.sequence)
         }
         (None, None) => format!("seq={} no answer", probe.sequence),
     }
@@ -125,7 +129,13 @@ mod tests {
     use super::*;
 
     fn probe(rtt_ms: Option<f64>) -> Probe {
-        Probe { sequence: 1, rtt_ms, path: vec!["relay-2".to_owned(), "relay-1".to_owned()], error: None }
+        Probe {
+            sequence: 1,
+            rtt_ms,
+            path: vec!["relay-2".to_owned(), "relay-1".to_owned()],
+            direct: None,
+            error: None,
+        }
     }
 
     #[test]

@@ -11,6 +11,8 @@ use meshdp::proto::wire::control::node::AdvertisedRoute;
 use serde::de::value::MapAccessDeserializer;
 use serde::{Deserialize, Deserializer, de};
 
+use super::Secret;
+
 /// What a file may say; `None`: nothing was said.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -23,10 +25,17 @@ pub(crate) struct ConfigFile {
     pub(crate) state_dir: Option<PathBuf>,
     pub(crate) networks: Vec<String>,
     pub(crate) enrolment_key: Option<String>,
+    /// A URL, or `none`.
+    pub(crate) proxy: Option<Secret>,
+    pub(crate) no_proxy: Option<Vec<String>>,
+    pub(crate) client_cert: Option<PathBuf>,
+    pub(crate) client_key: Option<PathBuf>,
     pub(crate) tun: Tun,
     pub(crate) advertise_routes: Vec<RouteEntry>,
     pub(crate) accept_routes: Option<bool>,
     pub(crate) advertise_exit_node: Option<bool>,
+    pub(crate) post_quantum: Option<bool>,
+    pub(crate) cipher: Option<Cipher>,
     pub(crate) gateway_mode: GatewayMode,
     #[serde(deserialize_with = "mode_or_table")]
     pub(crate) names: Names,
@@ -131,13 +140,24 @@ pub(crate) struct Network(#[serde(deserialize_with = "meshdp::config::network")]
 /// `p2p`
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-#[allow(
-    dead_code,
-    reason = "keys of the format that direct paths will read; known so that they are not refused"
-)]
 pub(crate) struct P2p {
     pub(crate) enabled: Option<bool>,
+    pub(crate) port: Option<u16>,
+    pub(crate) port_mapping: Option<bool>,
+    pub(crate) lan_discovery: Option<bool>,
     pub(crate) keepalive_interval_seconds: Option<u64>,
+}
+
+/// `cipher`: which ones sessions may use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub(crate) enum Cipher {
+    /// AES-256-GCM where both ends have the instructions, otherwise ChaCha20-Poly1305.
+    #[default]
+    #[serde(rename = "auto")]
+    Auto,
+    /// Never AES-256-GCM, with any peer.
+    #[serde(rename = "chacha20-poly1305")]
+    ChaCha20Poly1305,
 }
 
 /// `relay`

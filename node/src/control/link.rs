@@ -4,25 +4,24 @@
 //! no further and TCP holds the controller back. Everything that waits has a limit: dialling and signing in [`SIGN_IN`], silence [`SILENCE`].
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use futures_util::{SinkExt as _, StreamExt as _};
-use meshdp::engine::socket::keep_outside;
+use meshdp::engine::dial::{Host, Outbound};
+use meshdp::engine::tls::ClientTls;
 use meshdp::proto::wire::control;
 use meshdp::proto::wire::control::node::{LatencyReport, NodeUpdate};
 use meshdp::proto::wire::frame::{Flags, FrameType, Frames, write_frame};
 use meshdp::proto::wire::reassembly::{MAX_MESSAGE, Reassembler, write_control};
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng as _;
-use rustls::ClientConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpSocket, TcpStream};
-use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message as WsMessage;
@@ -35,8 +34,8 @@ use crate::keys::{Keys, random_secret};
 
 /// From the first SYN to AUTH_RESPONSE.
 const SIGN_IN: Duration = Duration::from_secs(15);
-/// One address of the controller; the next is tried then.
-const CONNECT: Duration = Duration::from_secs(5);
+/// From looking up the name to a TCP connection, with the time that proxies take.
+const CONNECT: Duration = Duration::from_secs(10);
 /// After this long without a byte the channel is dead (`docs/protocol.md` §3.6).
 const SILENCE: Duration = Duration::from_secs(45);
 /// Between two PINGs, unless AUTH_RESPONSE says otherwise.
@@ -48,7 +47,9 @@ const REFUSED: Duration = Duration::from_mins(1);
 pub(crate) struct LinkSettings {
     pub(crate) url: ControllerUrl,
     /// For `wss://`.
-    pub(crate) tls: Option<Arc<ClientConfig>>,
+    pub(crate) tls: Option<ClientTls>,
+    /// Directly, or by which proxy.
+    pub(crate) outbound: Arc<Outbound>,
     pub(crate) introduction: Introduction,
     /// Shared with the daemon, which rotates the node_key and knows the configuration.
     pub(crate) identity: Rc<RefCell<SharedIdentity>>,
@@ -158,7 +159,7 @@ struct Connection<'a> {
 impl Connection<'_> {
     async fn run(&mut self) -> End {
         let deadline = Instant::now() + SIGN_IN;
-        let socket = match timeout_at(deadline, dial(&self.settings.url, self.settings.tls.as_ref())).await {
+        let socket = match timeout_at(deadline, dial(self.settings)).await {
             Ok(Ok(socket)) => socket,
             Ok(Err(error)) => return error.into(),
             Err(_) => return anyhow!("no connection within {} s", SIGN_IN.as_secs()).into(),
@@ -298,13 +299,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Stream for T {}
 
 type Socket = WebSocketStream<Box<dyn Stream>>;
 
-async fn dial(url: &ControllerUrl, tls: Option<&Arc<ClientConfig>>) -> anyhow::Result<Socket> {
-    let tcp = connect(url.host(), url.port()).await?;
+async fn dial(settings: &LinkSettings) -> anyhow::Result<Socket> {
+    let url = &settings.url;
+    let tcp = connect(Arc::clone(&settings.outbound), url).await?;
     let stream: Box<dyn Stream> = if url.tls() {
-        let config = tls.context("no TLS configuration for wss://")?;
+        let tls = settings.tls.as_ref().context("no TLS configuration for wss://")?;
         let name = rustls::pki_types::ServerName::try_from(url.host().to_owned())
             .with_context(|| format!("{:?} is no host name", url.host()))?;
-        let stream = TlsConnector::from(Arc::clone(config)).connect(name, tcp).await.with_context(|| {
+        let connector = TlsConnector::from(Arc::clone(&tls.config));
+        let stream = connector.connect(name, tcp).await.with_context(|| {
             format!(
                 "TLS with {}:{} failed. For a certificate of your own: --ca-file, or --tls-pin with its digest",
                 url.host(),
@@ -313,7 +316,7 @@ async fn dial(url: &ControllerUrl, tls: Option<&Arc<ClientConfig>>) -> anyhow::R
         })?;
         Box::new(stream)
     } else {
-        Box::new(tcp)
+        tcp
     };
     // A whole message may be MAX_MESSAGE in many frames; WebSocket messages beyond that serve nobody.
     let limits = WebSocketConfig::default()
@@ -322,34 +325,29 @@ async fn dial(url: &ControllerUrl, tls: Option<&Arc<ClientConfig>>) -> anyhow::R
         .max_frame_size(Some(2 * MAX_MESSAGE));
     let (socket, _) = tokio_tungstenite::client_async_with_config(url.to_string(), stream, Some(limits))
         .await
-        .with_context(|| format!("{url} is no controller's WebSocket"))?;
+        .with_context(|| {
+            if settings.tls.as_ref().is_some_and(ClientTls::lacks_certificate) {
+                format!("{url} asks for a client certificate: name one with --client-cert and --client-key")
+            } else {
+                format!("{url} is no controller's WebSocket")
+            }
+        })?;
     Ok(socket)
 }
 
-/// Past the mesh, which this connection is about.
-async fn connect_outside(address: SocketAddr) -> std::io::Result<TcpStream> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    keep_outside(&socket);
-    socket.connect(address).await
-}
-
-async fn connect(host: &str, port: u16) -> anyhow::Result<TcpStream> {
-    let addresses = tokio::net::lookup_host((host, port))
-        .await
-        .with_context(|| format!("cannot find the address of {host}"))?;
-    let mut last = anyhow!("{host} has no address");
-    for address in addresses {
-        match timeout(CONNECT, connect_outside(address)).await {
-            Ok(Ok(stream)) => {
-                stream.set_nodelay(true)?;
-                return Ok(stream);
-            }
-            Ok(Err(error)) => {
-                last = anyhow::Error::new(error).context(format!("cannot connect to {address}"));
-            }
-            Err(_) => last = anyhow!("cannot connect to {address} within {} s", CONNECT.as_secs()),
-        }
-        sleep(Duration::ZERO).await;
+/// On a thread of its own: it looks up names and may have to wait for a proxy. When the link gives up before, its socket is closed unseen.
+async fn connect(outbound: Arc<Outbound>, url: &ControllerUrl) -> anyhow::Result<Box<dyn Stream>> {
+    let host = Host { name: url.host().to_owned(), port: url.port() };
+    let (done, result) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("edgelink-dial".to_owned())
+        .spawn(move || drop(done.send(outbound.connect(&[host], CONNECT))))
+        .context("no thread to connect with")?;
+    let connected = result.await.context("connecting ended without a word")??;
+    if connected.bridged {
+        return Ok(Box::new(UnixStream::from_std(connected.socket.into())?));
     }
-    Err(last)
+    let stream = TcpStream::from_std(connected.socket.into())?;
+    stream.set_nodelay(true)?;
+    Ok(Box::new(stream))
 }

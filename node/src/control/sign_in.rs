@@ -238,7 +238,7 @@ mod tests {
 
     fn with_identity<T>(run: impl FnOnce(&Identity<'_>) -> T) -> T {
         let machine = MachineKey::from_seed(&[1; 32]).unwrap();
-        let node_key = machine.sign_node_key(NodeKey::from_private([2; 32]).unwrap().public(), 1_770_000_000);
+        let node_key = machine.sign_node_key(&NodeKey::from_private([2; 32]).unwrap(), 1_770_000_000);
         run(&Identity { machine: &machine, node_key, config_version: 7 })
     }
 

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -93,7 +94,7 @@ struct Link {
 impl Link {
     fn start(listener: &TcpListener) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let keys = Keys::create(&folder.path().join("keys.json"), 1_770_000_000).unwrap();
+        let keys = Keys::create(&folder.path().join("keys.json"), 1_770_000_000, true).unwrap();
         let identity = Rc::new(RefCell::new(SharedIdentity { keys, config_version: 0 }));
         let url = format!("ws://{}", listener.local_addr().unwrap()).parse().unwrap();
         let (requests, requests_in) = mpsc::channel(8);
@@ -105,7 +106,13 @@ impl Link {
             enrolment_key: None,
             routes: Vec::new(),
         };
-        let settings = LinkSettings { url, tls: None, introduction, identity: Rc::clone(&identity) };
+        let settings = LinkSettings {
+            url,
+            tls: None,
+            outbound: Arc::default(),
+            introduction,
+            identity: Rc::clone(&identity),
+        };
         tokio::task::spawn_local(link::run(settings, requests_in, events_out));
         Self { requests, events, identity, _folder: folder }
     }
@@ -147,6 +154,7 @@ fn signs_in_takes_a_fragmented_configuration_and_acknowledges_it() {
                 name: format!("{:x}", u64::from(id).wrapping_mul(0x9E37_79B9_7F4A_7C15)),
                 region: format!("{:x}", u64::from(id).wrapping_mul(0xD6E8_FEB8_6659_FD93).rotate_left(17)),
                 data_url: None,
+                more_urls: Vec::new(),
                 tls_pin: Some(format!(
                     "{:x}",
                     u128::from(id).wrapping_mul(0xDA94_2042_E4DD_58B5_9E37_79B9_7F4A_7C15)

@@ -2,12 +2,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use meshdp::engine::node::{Command, Handle, Options, Report, spawn};
 use meshdp::proto::id::{NodeId, RelayId};
-use meshdp::proto::node::{Event, NodeStatus};
+use meshdp::proto::node::{AcceptError, AcceptedKey, Event, NodeStatus};
+use meshdp::proto::wire::control::PublicKey;
 use meshdp::tun::linux::Device;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -26,6 +28,7 @@ const MAX_WAITING: usize = 1024;
 pub(crate) struct Echo {
     pub(crate) rtt: Duration,
     pub(crate) path: Vec<RelayId>,
+    pub(crate) direct: Option<SocketAddr>,
 }
 
 /// Sends commands, hands answers to whoever asked.
@@ -35,6 +38,7 @@ pub(crate) struct DataThread {
     next: Cell<u64>,
     statuses: RefCell<BTreeMap<u64, oneshot::Sender<Box<NodeStatus>>>>,
     echoes: RefCell<BTreeMap<u64, oneshot::Sender<Result<Echo, String>>>>,
+    acceptances: RefCell<BTreeMap<u64, oneshot::Sender<Result<AcceptedKey, AcceptError>>>>,
 }
 
 impl DataThread {
@@ -50,8 +54,13 @@ impl DataThread {
             }
         };
         let handle = spawn(options, Some(device), report).context("cannot start the data thread")?;
-        let data =
-            Self { handle, next: Cell::new(1), statuses: RefCell::default(), echoes: RefCell::default() };
+        let data = Self {
+            handle,
+            next: Cell::new(1),
+            statuses: RefCell::default(),
+            echoes: RefCell::default(),
+            acceptances: RefCell::default(),
+        };
         Ok((data, reports))
     }
 
@@ -77,6 +86,23 @@ impl DataThread {
         };
         self.statuses.borrow_mut().remove(&id);
         status?.context("the data thread has ended")
+    }
+
+    /// Takes a peer's new machine_key in place of the pinned one; only `expected`, if that is given.
+    pub(crate) async fn accept_key(
+        &self,
+        peer: NodeId,
+        expected: Option<PublicKey>,
+    ) -> anyhow::Result<AcceptedKey> {
+        let id = self.fresh_id();
+        let (answer, answered) = oneshot::channel();
+        self.acceptances.borrow_mut().insert(id, answer);
+        let accepted = match self.send(Command::AcceptKey { id, peer, expected }) {
+            Ok(()) => timeout(PATIENCE, answered).await.context("the data thread does not answer"),
+            Err(error) => Err(error),
+        };
+        self.acceptances.borrow_mut().remove(&id);
+        Ok(accepted?.context("the data thread has ended")??)
     }
 
     /// One echo; `None`: no answer within `limit`.
@@ -108,9 +134,14 @@ impl DataThread {
                     let _ = answer.send(status);
                 }
             }
+            Report::KeyAccepted { id, accepted } => {
+                if let Some(answer) = self.acceptances.borrow_mut().remove(&id) {
+                    let _ = answer.send(accepted);
+                }
+            }
             Report::EchoRefused { id, error } => self.answer_echo(id, Err(error.to_string())),
-            Report::Node(Event::EchoReply { id, rtt, path, .. }) => {
-                self.answer_echo(id, Ok(Echo { rtt, path }));
+            Report::Node(Event::EchoReply { id, rtt, path, direct, .. }) => {
+                self.answer_echo(id, Ok(Echo { rtt, path, direct }));
             }
             other => return Some(other),
         }
@@ -147,6 +178,7 @@ const fn is_needed(report: &Report) -> bool {
                     | Event::DirectChanged { .. }
                     | Event::RelayState { .. }
                     | Event::LatencyReport(_)
+                    | Event::Announce { .. }
             )
     )
 }

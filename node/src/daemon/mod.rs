@@ -5,6 +5,8 @@
 //! command line ──socket──▶ status, ping, down
 //! ```
 //!
+//! Beside them: [`network`] watches the machine's addresses [`crate::mapping`] the router, and [`crate::discovery`] listens for peers nearby, all for the direct paths.
+//!
 //! Start: keys, TUN device, last known configuration; all of that works without the controller. End: connections are closed, the device goes and takes
 //! addresses and routes along. What `kill -9` leaves behind is a socket file, which the next start replaces.
 
@@ -17,6 +19,7 @@ mod view;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal as _;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -24,27 +27,31 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, bail};
 use ipnet::IpNet;
 use meshdp::engine::Prefer;
-use meshdp::engine::node::{Command, Options, Report};
-use meshdp::engine::tls::Roots;
+use meshdp::engine::dial::Outbound;
+use meshdp::engine::node::{Command, Endpoints, Options, Report};
 use meshdp::proto::id::NodeId;
 use meshdp::proto::node::{Event, NodeStatus};
+use meshdp::proto::wire::control::PublicKey;
 use meshdp::proto::wire::control::node::{AuthState, Change, NodeUpdate, Settings as NetworkSettings};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::config::Settings;
 use crate::control::link::{self, LinkEvent, LinkSettings, Request, SharedIdentity};
 use crate::control::sign_in::{Introduction, News, authorise_advice};
+use crate::discovery::Lan;
 use crate::host::Host;
 use crate::ipc::message::ControllerState;
 use crate::ipc::server::{Listener, MAX_CLIENTS};
 use crate::keys::{Keys, create_private_dir};
+use crate::mapping::{Mapper, Picture};
 use crate::names::Names;
+use crate::network::{self, Address};
 use crate::system::System;
 use data::DataThread;
-use setup::{localise, node_settings, open_device, tls_config};
+use setup::{localise, node_settings, open_device, outbound, tls_config};
 use store::{Owner, Store};
 use view::View;
 
@@ -92,12 +99,16 @@ struct Daemon {
     picture_wanted: mpsc::Sender<Box<NodeStatus>>,
     /// A picture is on its way.
     learning: Rc<Cell<bool>>,
+    /// Of this machine, without the mesh's.
+    interfaces: Option<watch::Receiver<BTreeSet<Address>>>,
+    mapper: Option<Mapper>,
+    lan: Option<Lan>,
     store: Store,
     /// By own node id.
     addresses: BTreeMap<NodeId, Vec<IpNet>>,
     network: NetworkSettings,
     snapshot_due: Option<Instant>,
-    pins_kept: usize,
+    pins_kept: Vec<(NodeId, PublicKey)>,
     leaving: Vec<crate::ipc::server::Client>,
 }
 
@@ -105,11 +116,15 @@ impl Daemon {
     async fn start(settings: Settings, socket: &Path) -> anyhow::Result<Self> {
         create_private_dir(&settings.state_dir)?;
         let listener = Listener::bind(socket)?;
-        let keys = Keys::load_or_create(&settings.key_file, unix_now())?;
+        let keys = Keys::load_or_create(&settings.key_file, unix_now(), settings.post_quantum)?;
         let owner =
             Owner { controller: settings.controller.url.to_string(), machine_key: keys.machine().public() };
         let store = Store::new(&settings.state_dir, owner);
-        let tls = tls_config(&settings.controller)?;
+        let outbound = outbound(&settings)?;
+        let tls = tls_config(&settings.controller, &outbound)?;
+        if let Some(proxy) = &outbound.rules.proxy {
+            tracing::info!(%proxy, "going through a proxy");
+        }
         let mut config = store.config();
         if let Some(config) = &mut config {
             localise(&mut config.settings, &settings);
@@ -134,7 +149,7 @@ impl Daemon {
             node: node_settings(&settings, &keys, &store)?,
             config,
             driver: Prefer::from_env()?,
-            roots: settings.controller.ca_file.clone().map_or(Roots::Native, Roots::File),
+            outbound: Outbound::clone(&outbound),
         };
         let (data, reports) = DataThread::start(options, device)?;
         tracing::info!(interface = %settings.interface, mtu = network.mtu, driver = data.driver(), socket = %listener.path().display(), "up");
@@ -153,10 +168,15 @@ impl Daemon {
         let link_settings = LinkSettings {
             url: settings.controller.url.clone(),
             tls,
+            outbound,
             introduction,
             identity: Rc::clone(&identity),
         };
         tokio::task::spawn_local(link::run(link_settings, requests, events));
+        let interfaces = if settings.p2p.enabled { watch_network(&system).await } else { None };
+        let mapper =
+            (settings.p2p.port_mapping && interfaces.is_some()).then(|| Mapper::start(system.index()));
+        let lan = (settings.p2p.lan_discovery && interfaces.is_some()).then(Lan::new);
         let view = View::new(&settings);
         let names = Names::new(&settings.names, &settings.interface)?;
         let (picture_wanted, pictures) = mpsc::channel(1);
@@ -169,7 +189,7 @@ impl Daemon {
             stop,
             clients: Cell::new(0),
         });
-        Ok(Self {
+        let mut daemon = Self {
             shared,
             listener,
             reports,
@@ -182,13 +202,18 @@ impl Daemon {
             pictures,
             picture_wanted,
             learning: Rc::default(),
+            interfaces,
+            mapper,
+            lan,
             store,
             addresses: BTreeMap::new(),
             network,
             snapshot_due: None,
-            pins_kept: 0,
+            pins_kept: Vec::new(),
             leaving: Vec::new(),
-        })
+        };
+        daemon.send_endpoints();
+        Ok(daemon)
     }
 
     /// `Err`: it cannot go on.
@@ -217,6 +242,12 @@ impl Daemon {
                 client = self.listener.accept(), if self.shared.clients.get() < MAX_CLIENTS => {
                     serve::spawn(client, Rc::clone(&self.shared), self.host.summary());
                 }
+                () = changed(&mut self.interfaces) => self.send_endpoints(),
+                () = remapped(&mut self.mapper) => self.send_endpoints(),
+                datagram = announced(&mut self.lan) => {
+                    // One that is not taken comes again.
+                    let _ = self.shared.data.send(Command::Announcement(datagram));
+                }
                 _ = terminate.recv() => return {
                     let _: () = tracing::info!("stopping on SIGTERM");
                     Ok(())
@@ -244,8 +275,11 @@ impl Daemon {
     async fn stop(mut self) {
         self.take_snapshot_now().await;
         self.stops.close();
-        let Self { shared, system, host, listener, leaving, link, .. } = self;
+        let Self { shared, system, host, listener, leaving, link, mapper, .. } = self;
         drop(link);
+        if let Some(mapper) = mapper {
+            mapper.stop().await;
+        }
         host.close().await;
         match Rc::try_unwrap(shared) {
             Ok(shared) => shared.data.stop(),
@@ -270,6 +304,11 @@ impl Daemon {
             Report::NeedResync => self.ask(NodeUpdate { resync: true, ..NodeUpdate::default() }),
             Report::KeyRotated(key) => self.ask(NodeUpdate { node_key: Some(key), ..NodeUpdate::default() }),
             Report::Snapshot { config, pins } => self.keep(config.as_deref(), &pins),
+            Report::Sockets { port4, port6 } => {
+                if let Some(mapper) = &self.mapper {
+                    mapper.want(|wanted| (wanted.port4, wanted.port6) = (port4, port6));
+                }
+            }
             Report::RelayFailed { relay, error } => {
                 tracing::warn!(relay, error, "no connection to the relay; trying again");
             }
@@ -325,16 +364,22 @@ impl Daemon {
                 }
             }
             Event::PeerUntrusted { peer, reason } => {
-                tracing::error!(%peer, ?reason, "this peer's keys do not verify: no session with it. If it was reinstalled, remove pins.json in the state directory");
+                tracing::error!(%peer, ?reason, "this peer's keys are not believed: no session with it. `edgelink status` says more, and what to do");
             }
             Event::SessionEstablished { peer, cipher } => tracing::debug!(%peer, cipher, "session"),
             Event::PathChanged { peer, path } => tracing::info!(%peer, ?path, "path"),
             Event::DirectChanged { peer, address } => tracing::info!(%peer, ?address, "direct path"),
             Event::EndpointsChanged { endpoints, nat } => {
                 tracing::info!(?endpoints, ?nat, "reachable at");
+                self.shared.view.borrow_mut().reachable(&endpoints);
                 self.ask(NodeUpdate { endpoints: Some(endpoints), ..NodeUpdate::default() });
             }
             Event::RelayState { relay, ready } => tracing::info!(%relay, ready, "relay"),
+            Event::Announce { from, datagram } => {
+                if let Some(lan) = &self.lan {
+                    lan.announce(from, &datagram);
+                }
+            }
             Event::LatencyReport(report) => drop(self.link.try_send(Request::Report(report))),
             Event::NeedTokens => self.ask(NodeUpdate { refresh_tokens: true, ..NodeUpdate::default() }),
             _ => {}
@@ -345,6 +390,31 @@ impl Daemon {
     fn ask(&self, update: NodeUpdate) {
         if self.link.try_send(Request::Update(update)).is_err() {
             tracing::debug!("the control link is busy");
+        }
+    }
+
+    /// Tells the data thread where its UDP sockets belong and which addresses this machine has.
+    fn send_endpoints(&mut self) {
+        let Some(interfaces) = &self.interfaces else { return };
+        let port = self.shared.settings.p2p.port;
+        if let Some(lan) = &mut self.lan {
+            lan.listen_on(&interfaces.borrow());
+        }
+        let picture = self.mapper.as_ref().map(|mapper| {
+            mapper.want(|wanted| wanted.addresses.clone_from(&interfaces.borrow()));
+            mapper.picture()
+        });
+        let endpoints = Endpoints {
+            bind4: Some((Ipv4Addr::UNSPECIFIED, port).into()),
+            bind6: Some((Ipv6Addr::UNSPECIFIED, port).into()),
+            addresses: interfaces.borrow().iter().map(|address| address.net).collect(),
+            mapped: picture.as_ref().map(Picture::addresses).unwrap_or_default(),
+            lan_discovery: self.lan.is_some(),
+        };
+        self.shared.view.borrow_mut().mapping(picture);
+        tracing::debug!(addresses = ?endpoints.addresses, "this machine's addresses");
+        if let Err(error) = self.shared.data.send(Command::Endpoints(endpoints)) {
+            tracing::warn!(%error, "the data thread did not take a change of the network");
         }
     }
 
@@ -421,6 +491,9 @@ impl Daemon {
                 let mut view = self.shared.view.borrow_mut();
                 view.memberships = answer.nodes;
                 if answer.state == AuthState::Authorised {
+                    // What changed while it was away.
+                    let endpoints = Some(view.endpoints().to_vec());
+                    self.ask(NodeUpdate { endpoints, ..NodeUpdate::default() });
                     tracing::info!(controller = %self.shared.settings.controller.url, "signed in");
                     view.controller(ControllerState::Connected, None);
                 }
@@ -501,14 +574,15 @@ impl Daemon {
     fn keep(
         &mut self,
         config: Option<&meshdp::proto::wire::control::node::Config>,
-        pins: &[(NodeId, meshdp::proto::wire::control::PublicKey)],
+        pins: &[(NodeId, PublicKey)],
     ) {
         let kept = config.map_or(Ok(()), |config| self.store.keep_config(config)).and_then(|()| {
-            if pins.len() == self.pins_kept {
+            if pins == self.pins_kept {
                 return Ok(());
             }
-            self.pins_kept = pins.len();
-            self.store.keep_pins(pins)
+            self.store.keep_pins(pins)?;
+            self.pins_kept = pins.to_vec();
+            Ok(())
         });
         if let Err(error) = kept {
             tracing::warn!("cannot keep the configuration for a start without the controller: {error:#}");
@@ -531,6 +605,38 @@ impl Daemon {
         if let Ok(Some((config, pins))) = tokio::time::timeout(Duration::from_secs(1), wait).await {
             self.keep(config.as_deref(), &pins);
         }
+    }
+}
+
+/// Direct paths need to know the interfaces; relays do without.
+async fn watch_network(system: &System) -> Option<watch::Receiver<BTreeSet<Address>>> {
+    let watched = network::watch(system.index()).await;
+    watched.inspect_err(|error| tracing::warn!("no direct paths: {error:#}")).ok()
+}
+
+/// Waits for another set of addresses; for ever when nobody watches.
+async fn changed(interfaces: &mut Option<watch::Receiver<BTreeSet<Address>>>) {
+    if let Some(watched) = interfaces
+        && watched.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending::<()>().await;
+}
+
+/// Waits for an announcement on an own network.
+async fn announced(lan: &mut Option<Lan>) -> Vec<u8> {
+    match lan {
+        Some(lan) => lan.heard().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for another picture of the router.
+async fn remapped(mapper: &mut Option<Mapper>) {
+    match mapper {
+        Some(mapper) => mapper.changed().await,
+        None => std::future::pending().await,
     }
 }
 

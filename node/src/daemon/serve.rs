@@ -3,8 +3,8 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::bail;
-use meshdp::proto::node::{NodeStatus, PeerStatus};
+use anyhow::{Context as _, bail};
+use meshdp::proto::node::{AcceptedKey, NodeStatus, PeerStatus};
 use tokio::time::{Instant, sleep_until};
 
 use super::{Shared, view};
@@ -51,6 +51,18 @@ async fn serve(client: &mut Client, shared: &Shared, host: Summary) -> anyhow::R
             client.answer(&Answer::Stopping).await?;
             return Ok(Then::Stop);
         }
+        Request::AcceptKey { target, machine_key } => {
+            let node = shared.data.status().await?;
+            let peer = find_peer(&node, &target)?;
+            let accepted =
+                shared.data.accept_key(peer.node_id, machine_key).await.with_context(|| peer.name.clone())?;
+            let (name, network) = (peer.name.clone(), peer.network.clone());
+            tracing::warn!(peer = name, machine_key = %accepted.machine_key, before = %accepted.before, "accepted another machine key");
+            let AcceptedKey { machine_key, before } = accepted;
+            client
+                .answer(&Answer::KeyAccepted { node_id: peer.node_id, name, network, machine_key, before })
+                .await?;
+        }
         Request::Ping { target, count, interval_ms, timeout_ms } => {
             let interval = Duration::from_millis(interval_ms).max(MIN_INTERVAL);
             let limit = Duration::from_millis(timeout_ms).min(MAX_TIMEOUT);
@@ -85,10 +97,11 @@ async fn ping(
             () = client.gone() => return Ok(()),
         }
         next = Instant::now() + interval;
-        let mut probe = Probe { sequence, rtt_ms: None, path: Vec::new(), error: None };
+        let mut probe = Probe { sequence, rtt_ms: None, path: Vec::new(), direct: None, error: None };
         match shared.data.echo(peer.node_id, limit).await {
             Ok(Some(echo)) => {
                 probe.rtt_ms = Some(echo.rtt.as_secs_f64() * 1000.0);
+                probe.direct = echo.direct;
                 probe.path = echo.path.iter().map(|&id| relay_name(&node, id)).collect();
             }
             Ok(None) => {}
@@ -168,9 +181,15 @@ mod tests {
             session: "none",
             session_age_s: None,
             cipher: None,
+            post_quantum: None,
+            machine_key: None,
+            pinned_machine_key: None,
+            untrusted: None,
             path: Vec::new(),
             direct: None,
             direct_kind: None,
+            direct_mtu: None,
+            nat: None,
             rtt_ms: None,
             tx_bytes: 0,
             tx_packets: 0,
@@ -193,6 +212,7 @@ mod tests {
             }],
             peers: vec![peer(2, "server", "home"), peer(3, "server", "work"), peer(4, "printer", "home")],
             relays: Vec::new(),
+            nat: meshdp::proto::path::nat::NatBehaviour::default(),
             drops: std::collections::BTreeMap::new(),
         }
     }

@@ -3,17 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::bail;
-use meshdp::engine::tls::{Roots, TlsError, client_config};
+use anyhow::{Context as _, bail};
+use meshdp::engine::dial::Outbound;
+use meshdp::engine::tls::{ClientCertificate, ClientTls, Roots};
 use meshdp::proto::crypto::keys::{MachineKey, NodeKey};
 use meshdp::proto::node::NodeSettings;
 use meshdp::proto::wire::control::node::Settings as NetworkSettings;
 use meshdp::tun::linux::{Device, Offload, TunError};
 use rustix::fs::{Access, access};
-use rustls::ClientConfig;
 use tokio::time::{Instant, sleep};
 
 use super::store::Store;
+use crate::config::file::Cipher;
 use crate::config::{Controller, Settings};
 use crate::keys::{Keys, random_secret};
 
@@ -60,7 +61,7 @@ pub(super) fn node_settings(settings: &Settings, keys: &Keys, store: &Store) -> 
         node_key: NodeKey::clone(keys.node()),
         node_key_created: keys.created(),
         previous_node_key: keys.previous(),
-        aes: has_aes(),
+        aes: settings.cipher == Cipher::Auto && has_aes(),
         seed: *random_secret(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         advertised: settings.advertise_routes.clone(),
@@ -78,28 +79,35 @@ fn has_aes() -> bool {
     return false;
 }
 
-pub(super) fn tls_config(controller: &Controller) -> anyhow::Result<Option<Arc<ClientConfig>>> {
+/// How controller and relays are reached, and what they are shown.
+pub(super) fn outbound(settings: &Settings) -> anyhow::Result<Arc<Outbound>> {
+    let certificate = match &settings.client_certificate {
+        Some((certificate, key)) => {
+            Some(ClientCertificate::load(certificate, key).context("client_cert and client_key")?)
+        }
+        None => None,
+    };
+    Ok(Arc::new(Outbound {
+        rules: settings.proxies.clone(),
+        roots: settings.controller.ca_file.clone().map_or(Roots::Native, Roots::File),
+        certificate,
+    }))
+}
+
+pub(super) fn tls_config(controller: &Controller, outbound: &Outbound) -> anyhow::Result<Option<ClientTls>> {
     if !controller.url.tls() {
         return Ok(None);
     }
-    let roots = match (&controller.ca_file, controller.tls_pin) {
-        (Some(file), _) => Roots::File(file.clone()),
-        (None, _) => Roots::Native,
-    };
-    let config = match client_config(&roots, controller.tls_pin) {
-        // A machine without a certificate store can still talk to a pinned controller.
-        Err(TlsError::NoRoots) if controller.tls_pin.is_some() => {
-            client_config(&Roots::None, controller.tls_pin)
-        }
-        other => other,
-    };
-    Ok(Some(config?))
+    Ok(Some(ClientTls::new(&outbound.roots, controller.tls_pin, outbound.certificate.as_ref())?))
 }
 
 /// What this machine's settings say over the operator's.
 pub(super) fn localise(network: &mut NetworkSettings, settings: &Settings) {
     if let Some(mtu) = settings.mtu {
         network.mtu = mtu;
+    }
+    if let Some(keepalive) = settings.p2p.keepalive {
+        network.keepalive_s = keepalive.as_secs();
     }
     if let Some(latency) = settings.latency_report {
         network.latency_report_s = latency.as_secs();

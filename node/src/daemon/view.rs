@@ -1,13 +1,17 @@
 //! What `edgelink status` shows beyond the machine's own picture.
 
 use meshdp::proto::node::NodeStatus;
-use meshdp::proto::wire::control::node::{AuthState, NodeState, Settings as NetworkSettings};
+use meshdp::proto::wire::control::node::{AuthState, Endpoint, NodeState, Settings as NetworkSettings};
 use tokio::time::Instant;
 
 use super::Shared;
 use crate::config::Settings;
 use crate::host::Summary;
-use crate::ipc::message::{Controller, ControllerState, Exit, Membership, Pending, Status, rows};
+use crate::ipc::message::{
+    Controller, ControllerState, Exit, Membership, OwnEndpoint, Pending, Status, rows,
+};
+use crate::mapping::Picture;
+use crate::netcheck;
 
 /// How things stand with the controller.
 #[derive(Debug)]
@@ -19,6 +23,9 @@ pub(crate) struct View {
     message: Option<String>,
     /// From the last AUTH_RESPONSE.
     pub(crate) memberships: Vec<NodeState>,
+    endpoints: Vec<Endpoint>,
+    /// `None`: the router is not asked.
+    mapping: Option<Picture>,
 }
 
 impl View {
@@ -31,7 +38,24 @@ impl View {
             since: now,
             message: None,
             memberships: Vec::new(),
+            endpoints: Vec::new(),
+            mapping: None,
         }
+    }
+
+    /// Where this machine may be reached by UDP.
+    pub(crate) fn reachable(&mut self, endpoints: &[Endpoint]) {
+        self.endpoints = endpoints.to_vec();
+    }
+
+    /// The same, best first.
+    pub(crate) fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+
+    /// What the router does for this machine.
+    pub(crate) fn mapping(&mut self, picture: Option<Picture>) {
+        self.mapping = picture;
     }
 
     /// Notes a new state of the control link.
@@ -83,6 +107,7 @@ pub(crate) fn status(shared: &Shared, node: &NodeStatus, host: Summary) -> Statu
             since_s: view.since.elapsed().as_secs_f64(),
             message: view.message.clone(),
         },
+        proxy: shared.settings.proxies.proxy.as_ref().map(ToString::to_string),
         config_version: node.config_version,
         memberships: node
             .memberships
@@ -100,6 +125,18 @@ pub(crate) fn status(shared: &Shared, node: &NodeStatus, host: Summary) -> Statu
         routes: host.subnets,
         routes_down: host.down,
         exit: host.exit.map(|(name, routes)| Exit { name, routes }),
+        endpoints: view
+            .endpoints
+            .iter()
+            .map(|endpoint| OwnEndpoint { kind: endpoint.kind.clone(), address: endpoint.address })
+            .collect(),
+        nat: node.nat.to_string(),
+        nat_class: node.nat.mapping.map(|_| netcheck::class_name(node.nat.class()).to_owned()),
+        reach: netcheck::reach(
+            node.nat,
+            view.mapping.as_ref().is_some_and(|picture| !picture.mapped.is_empty()),
+        ),
+        port_mapping: view.mapping.clone(),
         drops: node.drops.iter().map(|(&reason, &count)| (reason.to_owned(), count)).collect(),
     }
 }

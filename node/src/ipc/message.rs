@@ -1,12 +1,16 @@
 //! What the command line asks and what the daemon answers. `edgelink status --output json` prints [`Status`] as it stands.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use meshdp::proto::id::{NodeId, RelayId};
-use meshdp::proto::node::NodeStatus;
+use meshdp::proto::node::{NodeStatus, PeerStatus, Untrusted};
+use meshdp::proto::wire::control::PublicKey;
 use serde::{Deserialize, Serialize};
+
+use crate::mapping::Picture;
+use crate::netcheck::{Expected, Reach};
 
 /// One request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -16,6 +20,8 @@ pub(crate) enum Request {
     Status,
     /// Answered by [`Answer::Stopping`]; the connection closes when the interface is gone.
     Down,
+    /// Answered by [`Answer::KeyAccepted`]. `machine_key`: only if it is this one.
+    AcceptKey { target: String, machine_key: Option<PublicKey> },
     /// Answered by [`Answer::PingTarget`], an [`Answer::Probe`] for each echo, and the end of the connection.
     Ping { target: String, count: u32, interval_ms: u64, timeout_ms: u64 },
 }
@@ -33,6 +39,15 @@ pub(crate) enum Answer {
         addresses: Vec<IpAddr>,
     },
     Probe(Probe),
+    KeyAccepted {
+        node_id: NodeId,
+        name: String,
+        network: String,
+        /// Trusted from now on.
+        machine_key: PublicKey,
+        /// Until now.
+        before: PublicKey,
+    },
     /// The request cannot be served: what, and what to do.
     Error {
         message: String,
@@ -46,8 +61,11 @@ pub(crate) struct Probe {
     pub(crate) sequence: u32,
     /// `None`: no answer in time.
     pub(crate) rtt_ms: Option<f64>,
-    /// Names of the relays on the way.
+    /// Names of the relays on the way; empty when it went directly.
     pub(crate) path: Vec<String>,
+    /// The address that answered directly.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) direct: Option<SocketAddr>,
     /// Why it was not even sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<String>,
@@ -98,6 +116,9 @@ pub(crate) struct Status {
     /// Unix seconds.
     pub(crate) node_key_created: u64,
     pub(crate) controller: Controller,
+    /// Between this machine and what is not exempt; without password.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) proxy: Option<String>,
     /// 0: none yet.
     pub(crate) config_version: u64,
     pub(crate) memberships: Vec<Membership>,
@@ -111,6 +132,16 @@ pub(crate) struct Status {
     pub(crate) routes_down: Vec<IpNet>,
     /// The exit node, when one is wanted.
     pub(crate) exit: Option<Exit>,
+    /// Where this machine may be reached by UDP, best first; empty: direct paths are off, or nothing is known yet.
+    pub(crate) endpoints: Vec<OwnEndpoint>,
+    /// What the NAT before it does, in words.
+    pub(crate) nat: String,
+    /// The same as a class; `None`: not known.
+    pub(crate) nat_class: Option<String>,
+    /// What may be expected behind it.
+    pub(crate) reach: Vec<Reach>,
+    /// The router and what it maps to this machine; `None`: it is not asked.
+    pub(crate) port_mapping: Option<Picture>,
     /// Packets and frames dropped, by reason.
     pub(crate) drops: BTreeMap<String, u64>,
 }
@@ -169,6 +200,21 @@ pub(crate) struct Peer {
     pub(crate) session: String,
     pub(crate) session_age_s: Option<f64>,
     pub(crate) cipher: Option<String>,
+    /// Whether a post-quantum secret is in the session's keys.
+    pub(crate) post_quantum: Option<bool>,
+    /// Why its keys are not believed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) untrusted: Option<Distrust>,
+    /// Where packets go directly; `None`: by relays.
+    pub(crate) direct: Option<SocketAddr>,
+    /// What the address is: `lan`, `stun`, …
+    pub(crate) direct_kind: Option<String>,
+    /// The longest IP packet that the direct path is known to carry.
+    pub(crate) direct_mtu: Option<u16>,
+    /// What its NAT does, in words; `None`: it has not said yet.
+    pub(crate) nat: Option<String>,
+    /// What may be expected of the two NATs.
+    pub(crate) expected: Option<Expected>,
     /// Relays in use, from this end; empty: none.
     pub(crate) path: Vec<RelayId>,
     /// Their names.
@@ -181,6 +227,62 @@ pub(crate) struct Peer {
     pub(crate) last_heard_s: Option<f64>,
 }
 
+/// An address of this machine, in [`Status`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct OwnEndpoint {
+    /// `lan`, `discovered`, `upnp`, `stun`, `observed` or `relay`
+    pub(crate) kind: String,
+    pub(crate) address: SocketAddr,
+}
+
+/// Why there is no session with a peer, in [`Peer`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Distrust {
+    /// `node_key_signature`, `machine_key_changed` or `post_quantum_key`
+    pub(crate) reason: Untrusted,
+    /// What the controller says.
+    pub(crate) machine_key: Option<PublicKey>,
+    /// The one that was pinned, when that is another.
+    pub(crate) pinned_machine_key: Option<PublicKey>,
+    /// For people: what happened.
+    pub(crate) message: String,
+    /// What to do; for a machine_key that has changed a command.
+    pub(crate) advice: String,
+}
+
+impl Distrust {
+    /// Of a peer that is not trusted.
+    pub(crate) fn of(peer: &PeerStatus) -> Option<Self> {
+        let reason = peer.untrusted?;
+        let (message, advice) = match reason {
+            Untrusted::MachineKeyChanged => (
+                "the controller names another machine key for it than the one that this machine has known".to_owned(),
+                format!(
+                    "ask its owner for the machine key that `edgelink keys` shows there; if it is the new one: {}",
+                    accept_command(peer)
+                ),
+            ),
+            Untrusted::NodeKeySignature => (
+                "its node key is not signed by its machine key".to_owned(),
+                "somebody has tampered with it on the way, or the controller's database is damaged; the next sign-in of that machine puts it right"
+                    .to_owned(),
+            ),
+            Untrusted::PostQuantumKey => (
+                "one of the two machines publishes a post-quantum key, the other does not".to_owned(),
+                "post_quantum has to be the same on all nodes of a network".to_owned(),
+            ),
+        };
+        let (machine_key, pinned_machine_key) = (peer.machine_key, peer.pinned_machine_key);
+        Some(Self { reason, machine_key, pinned_machine_key, message, advice })
+    }
+}
+
+/// With the key: what is accepted is what was looked at.
+fn accept_command(peer: &PeerStatus) -> String {
+    let key = peer.machine_key.map(|key| format!(" --machine-key {key}")).unwrap_or_default();
+    format!("edgelink keys accept {}{key}", peer.node_id)
+}
+
 /// A relay, in [`Status`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Relay {
@@ -190,6 +292,10 @@ pub(crate) struct Relay {
     pub(crate) state: String,
     pub(crate) rtt_ms: Option<f64>,
     pub(crate) error: Option<String>,
+    /// Its STUN server.
+    pub(crate) stun: Option<SocketAddr>,
+    /// Where that saw this machine; `None`: it has not answered.
+    pub(crate) seen_as: Option<SocketAddr>,
 }
 
 /// The rows that come from the machine.
@@ -207,6 +313,13 @@ pub(crate) fn rows(status: &NodeStatus) -> (Vec<Peer>, Vec<Relay>) {
         session: peer.session.to_owned(),
         session_age_s: peer.session_age_s,
         cipher: peer.cipher.map(str::to_owned),
+        post_quantum: peer.post_quantum,
+        untrusted: Distrust::of(peer),
+        direct: peer.direct,
+        direct_kind: peer.direct_kind.map(|kind| kind.name().to_owned()),
+        direct_mtu: peer.direct_mtu,
+        nat: peer.nat.map(|nat| nat.to_string()),
+        expected: peer.nat.map(|nat| Expected::of(status.nat, nat)),
         path: peer.path.clone(),
         path_names: names(&peer.path),
         rtt_ms: peer.rtt_ms,
@@ -222,6 +335,8 @@ pub(crate) fn rows(status: &NodeStatus) -> (Vec<Peer>, Vec<Relay>) {
         state: relay.state.to_owned(),
         rtt_ms: relay.rtt_ms,
         error: relay.error.clone(),
+        stun: relay.stun,
+        seen_as: relay.seen_as,
     });
     (peers.collect(), relays.collect())
 }

@@ -62,6 +62,7 @@ impl TestRelay {
             name: format!("relay-{}", self.id),
             region: String::new(),
             data_url: Some(format!("ws://{}/ws/data", self.address)),
+            more_urls: Vec::new(),
             tls_pin: None,
             stun: None,
         }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use ipnet::IpNet;
+use meshdp::proto::wire::control::Secret;
 use meshdp::proto::wire::control::server::TokenAlgorithm;
 use serde::Deserialize;
 
@@ -22,6 +23,9 @@ pub(crate) struct File {
     pub(super) admin: Admin,
     pub(super) limits: LimitsSection,
     pub(super) log: Log,
+    /// A URL, or `none`.
+    pub(super) proxy: Option<Secret>,
+    pub(super) no_proxy: Option<Vec<String>>,
     pub(super) state_dir: Option<PathBuf>,
 }
 
@@ -312,6 +316,14 @@ pub(super) fn apply_environment(
         }),
         ("EDGELINK_ADMIN_LISTEN", |f, _, v| {
             f.admin.listen = Some(v);
+            Ok(())
+        }),
+        ("EDGELINK_PROXY", |f, _, v| {
+            f.proxy = Some(v.into());
+            Ok(())
+        }),
+        ("EDGELINK_NO_PROXY", |f, _, v| {
+            f.no_proxy = Some(v.split(',').map(str::to_owned).collect());
             Ok(())
         }),
         ("EDGELINK_STATE_DIR", |f, _, v| {

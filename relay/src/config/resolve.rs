@@ -9,10 +9,12 @@ use anyhow::{Context, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use meshdp::engine::Prefer;
+use meshdp::engine::dial::Outbound;
 use meshdp::engine::relay::dial::WsUrl;
 use meshdp::engine::relay::{Listener, RelayConfig};
 use meshdp::engine::stun::{REQUESTS_PER_SECOND, SecondAddress, StunConfig};
 use meshdp::engine::tls::{self, Roots, format_pin, parse_pin};
+use meshdp::proto::dial::proxy::ProxyRules;
 use meshdp::proto::id::RelayId;
 use meshdp::proto::relay::Limits;
 use meshdp::proto::relay::queue::QueuePolicy;
@@ -37,7 +39,11 @@ const DEFAULT_STUN: &str = "[::]:3478";
 const DEFAULT_ADMIN: &str = "127.0.0.1:9090";
 
 /// Checks what the file says and fills in the rest.
-pub(super) fn resolve(file: File, args: &Args) -> anyhow::Result<Settings> {
+pub(super) fn resolve(
+    file: File,
+    args: &Args,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> anyhow::Result<Settings> {
     let mut notes = Vec::new();
     let state_dir = file.state_dir.clone().unwrap_or_else(default_state_dir);
     let mut relay = RelayConfig { state_dir: Some(state_dir.clone()), ..RelayConfig::default() };
@@ -112,7 +118,13 @@ pub(super) fn resolve(file: File, args: &Args) -> anyhow::Result<Settings> {
         relay.settings.mesh_peers.push(mesh_peer(peer)?);
     }
     relay.mesh_roots = file.mesh.ca_file.clone().map_or(Roots::Native, Roots::File);
-    let controller = controller(&file.controller)?;
+    let no_proxy = file.no_proxy.map(|list| list.join(","));
+    let proxy = file.proxy.as_ref().map(Secret::reveal);
+    relay.proxies = ProxyRules::from_settings(proxy, no_proxy.as_deref(), environment)?;
+    if let Some(proxy) = &relay.proxies.proxy {
+        notes.push(format!("controller and other relays are reached through the proxy {proxy}"));
+    }
+    let controller = controller(&file.controller, &relay.proxies)?;
     relay.settings.has_controller = controller.is_some();
     if enabled && controller.is_none() && relay.settings.token_keys.is_none() {
         bail!(
@@ -367,7 +379,7 @@ fn mesh_peer(peer: &Peer) -> anyhow::Result<MeshPeer> {
     })
 }
 
-fn controller(section: &Controller) -> anyhow::Result<Option<ControllerSettings>> {
+fn controller(section: &Controller, proxies: &ProxyRules) -> anyhow::Result<Option<ControllerSettings>> {
     let Some(url) = &section.url else { return Ok(None) };
     let mut url = WsUrl::parse(url).with_context(|| format!("controller.url = {url:?}"))?;
     if url.path == "/" {
@@ -381,7 +393,8 @@ fn controller(section: &Controller) -> anyhow::Result<Option<ControllerSettings>
     }
     let pin = section.tls_pin.as_deref().map(parse_pin).transpose().context("controller.tls_pin")?;
     let roots = section.ca_file.clone().map_or(Roots::Native, Roots::File);
-    Ok(Some(ControllerSettings { url, roots, pin }))
+    let outbound = Outbound { rules: proxies.clone(), roots, certificate: None };
+    Ok(Some(ControllerSettings { url, outbound, pin }))
 }
 
 /// Names for a self-signed certificate: what nodes may dial.

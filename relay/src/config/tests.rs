@@ -14,7 +14,7 @@ fn settings(text: &str, environment: &[(&str, &str)]) -> anyhow::Result<Settings
     let find =
         |name: &str| environment.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
     apply_environment(&mut file, &find)?;
-    resolve(file, &Args::default())
+    resolve(file, &Args::default(), &find)
 }
 
 fn error(text: &str) -> String {
@@ -91,6 +91,23 @@ fn a_proxy_that_says_nothing_of_its_clients_gets_a_note() {
 }
 
 #[test]
+fn a_proxy_leads_to_the_controller_and_to_other_relays() {
+    let top = "proxy = \"socks5://jane:hush@p.example\"\nno_proxy = [\"relay2.example\"]\n";
+    let controller = "[controller]\nurl = \"wss://c.example\"\ntoken = \"t\"\n";
+    let text = format!("{top}{}{controller}", standalone(""));
+    let own = settings(&text, &[("HTTPS_PROXY", "http://other")]).unwrap();
+    assert_eq!(own.relay.proxies.proxy.as_ref().unwrap().to_string(), "socks5://p.example:1080");
+    assert!(own.relay.proxies.proxy_for("relay2.example", 443).is_none());
+    assert!(own.controller.unwrap().outbound.rules == own.relay.proxies);
+    assert!(own.notes.iter().any(|note| note.contains("socks5://p.example:1080") && !note.contains("hush")));
+    let system = settings(&standalone(""), &[("HTTPS_PROXY", "http://other")]).unwrap();
+    assert_eq!(system.relay.proxies.proxy.unwrap().to_string(), "http://other:80");
+    assert!(
+        error(&format!("proxy = \"ftp://jane:hush@p\"\n{}", standalone(""))).starts_with("proxy is no proxy")
+    );
+}
+
+#[test]
 fn the_file_of_the_source_is_understood() {
     let text = r#"{"controller": {"url": "wss://controller.example.com/ws/server", "token": "t"},
         "jwt": {"secret": "a-secret-of-at-least-thirty-two-bytes"},
@@ -98,7 +115,7 @@ fn the_file_of_the_source_is_understood() {
         "stun": {"enabled": true, "listen": "0.0.0.0:3478", "external_ip": "203.0.113.100", "secondary_ip": "203.0.113.101"},
         "mesh": {"peers": [{"id": 2, "url": "wss://relay2.example.com/ws/mesh"}]}}"#;
     let file: File = meshdp::config::parse(Path::new("relay.json"), text).unwrap();
-    let settings = resolve(file, &Args::default()).unwrap();
+    let settings = resolve(file, &Args::default(), &|_| None).unwrap();
     assert_eq!(settings.relay.settings.register.stun, Some("203.0.113.100:3478".parse().unwrap()));
     let second = settings.relay.stun.unwrap().second.unwrap();
     assert_eq!(

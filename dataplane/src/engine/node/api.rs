@@ -10,12 +10,12 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::engine::Prefer;
+use crate::engine::dial::Outbound;
 use crate::engine::driver::Waker;
-use crate::engine::tls::Roots;
 use crate::packet::offload::Format;
 use crate::proto::crypto::keys::NodeKey;
 use crate::proto::id::NodeId;
-use crate::proto::node::{EchoError, Event, NodeSettings, NodeStatus};
+use crate::proto::node::{AcceptError, AcceptedKey, EchoError, Event, NodeSettings, NodeStatus};
 use crate::proto::wire::control::PublicKey;
 use crate::proto::wire::control::node::{Config, ConfigUpdate, SignedNodeKey};
 use crate::tun::Tun;
@@ -65,8 +65,8 @@ pub struct Options {
     pub config: Option<Config>,
     /// Which driver.
     pub driver: Prefer,
-    /// Whose certificates relays may have, beside the pinned one.
-    pub roots: Roots,
+    /// How relays are reached, whose certificates they may have beside the pinned one, and what they are shown.
+    pub outbound: Outbound,
 }
 
 /// The UDP side of a node. None of it: no direct paths.
@@ -80,6 +80,8 @@ pub struct Endpoints {
     pub addresses: Vec<IpNet>,
     /// Addresses that UPnP-IGD, NAT-PMP or PCP has mapped to the sockets.
     pub mapped: Vec<SocketAddr>,
+    /// Whether to announce this node on its networks: the machine's `Announce` events say what to send there.
+    pub lan_discovery: bool,
 }
 
 /// What the thread is asked to do.
@@ -105,12 +107,24 @@ pub enum Command {
         /// Bytes.
         size: usize,
     },
+    /// Take a peer's new machine_key in place of the pinned one: `Node::accept_machine_key`. [`Report::KeyAccepted`] follows, and a
+    /// [`Report::Snapshot`] when there is something new to keep.
+    AcceptKey {
+        /// Comes back with the answer.
+        id: u64,
+        /// Whose.
+        peer: NodeId,
+        /// Only if it is this one.
+        expected: Option<PublicKey>,
+    },
     /// Where the UDP sockets are to be, and what the interfaces are now; direct paths need it.
     Endpoints(Endpoints),
     /// Use the wide routes of this peer, as [`crate::proto::node::Node::set_exit`] has it.
     Exit(Option<String>),
     /// Of the subnets that this machine advertises, those that it cannot reach at the moment.
     RoutesDown(Vec<IpNet>),
+    /// An announcement came on an own network.
+    Announcement(Vec<u8>),
     /// Make a picture for people. [`Report::Status`] follows.
     Status {
         /// Comes back with it.
@@ -144,6 +158,13 @@ pub enum Report {
         /// Why.
         error: EchoError,
     },
+    /// What became of an `AcceptKey`.
+    KeyAccepted {
+        /// As given.
+        id: u64,
+        /// The new pin and the old one, or why not.
+        accepted: Result<AcceptedKey, AcceptError>,
+    },
     /// A picture for people.
     Status {
         /// As asked.
@@ -157,6 +178,13 @@ pub enum Report {
         config: Option<Box<Config>>,
         /// Machine keys by node id.
         pins: Vec<(NodeId, PublicKey)>,
+    },
+    /// The UDP sockets have these ports now; `None`: there is no socket of that family.
+    Sockets {
+        /// For IPv4.
+        port4: Option<u16>,
+        /// For IPv6.
+        port6: Option<u16>,
     },
     /// A relay could not be reached or the connection to it broke; the machine tries again.
     RelayFailed {

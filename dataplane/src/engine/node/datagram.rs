@@ -1,43 +1,31 @@
 //! UDP sockets of the data thread: one per family, opened when the control side says where, for direct paths (`docs/protocol.md` §8).
 //!
-//! A datagram is handed to the machine in the driver's memory and opened there; one that goes out is sent at once, or lost when the socket's buffer
-//! is full, as on any network. What is too long for the interface is told to the machine, whose search for the path's MTU goes on from there.
+//! Datagrams are handed to the machine in the driver's memory and opened there. Those that go out are sealed where they are sent from, one behind the other, and leave
+//! together ([`crate::engine::udp`]): those of a super-packet at once, single ones at the end of a round of events. What the socket's buffer does not
+//! take is lost, as on any network. What is too long for the interface is told to the machine, whose search for the path's MTU goes on from there.
 
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
 
 use super::api::{Endpoints, Report};
 use super::flow::deliver;
 use super::thread::Worker;
 use crate::engine::driver::{Driver, RecvBuffer, Token};
-use crate::engine::socket::{keep_outside, udp_socket};
+use crate::engine::udp::{Batch, UdpSocket};
 use crate::proto::drop_reason::DropReason;
 use crate::proto::node::{LocalEndpoints, Received};
 use crate::proto::path::direct::{Place, SocketId};
 use crate::proto::time::Now;
 
+/// The only socket of a family, so far.
+pub(super) const FIRST: SocketId = SocketId(0);
+
 /// One socket.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct UdpSocket {
+pub(super) struct OpenSocket {
     token: Token,
     /// As asked for: the same again leaves it open.
     bind: SocketAddr,
     port: u16,
-}
-
-/// Datagrams of one read of the TUN queue, which is the driver's until it is given back: they are sent after that.
-#[derive(Debug, Default)]
-pub(super) struct Burst {
-    bytes: Vec<u8>,
-    each: Vec<(Place, usize)>,
-}
-
-impl Burst {
-    /// Adds one.
-    pub(super) fn push(&mut self, place: Place, datagram: &[u8]) {
-        self.bytes.extend_from_slice(datagram);
-        self.each.push((place, datagram.len()));
-    }
 }
 
 impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
@@ -54,16 +42,17 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
         }
         self.udp_tokens = self.udp.iter().flatten().map(|socket| socket.token).collect();
         let [port4, port6] = self.udp.map(|socket| socket.map(|socket| socket.port));
-        let Endpoints { addresses, mapped, .. } = endpoints;
-        self.node.set_endpoints(LocalEndpoints { port4, port6, addresses, mapped, extra_sockets: 0 }, now);
+        (self.report)(Report::Sockets { port4, port6 });
+        let Endpoints { addresses, mapped, lan_discovery, .. } = endpoints;
+        let local = LocalEndpoints { port4, port6, addresses, mapped, extra_sockets: 0, lan_discovery };
+        self.node.set_endpoints(local, now);
     }
 
-    fn open_udp(&mut self, bind: SocketAddr) -> Option<UdpSocket> {
-        let opened = udp_socket(bind, false).map_err(std::io::Error::other).and_then(|socket| {
-            keep_outside(&socket);
-            let bound = rustix::net::getsockname(socket.as_fd())?;
-            let port = SocketAddr::try_from(bound).map_or(bind.port(), |address| address.port());
-            Ok(UdpSocket { token: self.driver.datagram(socket)?, bind, port })
+    fn open_udp(&mut self, bind: SocketAddr) -> Option<OpenSocket> {
+        let opened = UdpSocket::bind_apart(bind).map_err(std::io::Error::other).and_then(|socket| {
+            socket.enlarge_buffers();
+            let port = socket.local_address()?.port();
+            Ok(OpenSocket { token: self.driver.udp(socket)?, bind, port })
         });
         opened
             .inspect_err(|error| tracing::warn!(%bind, %error, "no UDP socket; packets of this family take the relays"))
@@ -76,54 +65,58 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
         lost.map(|socket| *socket = None).is_some()
     }
 
-    pub(super) fn handle_datagram(&mut self, from: SocketAddr, buffer: RecvBuffer, now: Now) {
-        // An IPv4 address in the form of a dual-stack socket would be another one to the machine.
-        let remote = SocketAddr::new(from.ip().to_canonical(), from.port());
-        let place = Place { socket: SocketId(0), remote };
-        let received = self.node.handle_datagram(place, self.driver.bytes(&buffer), now);
-        if let Received::Packet { packet, checksum, .. } = received {
-            deliver(self.port.as_mut(), &mut self.drops, packet, checksum);
+    /// Datagrams of one sender, one behind the other, each of `segment` bytes but the last.
+    pub(super) fn handle_datagrams(
+        &mut self,
+        from: SocketAddr,
+        segment: usize,
+        buffer: RecvBuffer,
+        now: Now,
+    ) {
+        let place = Place { socket: FIRST, remote: from };
+        for datagram in self.driver.bytes(&buffer).chunks_mut(segment.max(1)) {
+            let received = self.node.handle_datagram(place, datagram, now);
+            if let Received::Packet { packet, checksum, .. } = received {
+                deliver(self.port.as_mut(), &mut self.drops, packet, checksum);
+            }
         }
         self.driver.recycle(buffer);
     }
 
-    /// Sends what one read of the TUN queue gave for direct paths.
-    pub(super) fn send_burst(&mut self, now: Now) {
-        if self.burst.each.is_empty() {
-            return;
-        }
-        let burst = std::mem::take(&mut self.burst);
-        let mut rest = burst.bytes.as_slice();
-        for &(place, length) in &burst.each {
-            let Some((datagram, tail)) = rest.split_at_checked(length) else { break };
-            rest = tail;
-            self.send_datagram(place, datagram, now);
-        }
-        self.burst = burst;
-        self.burst.bytes.clear();
-        self.burst.each.clear();
+    /// Sends the datagrams that were sealed since the last time.
+    pub(super) fn send_bundles(&mut self, now: Now) {
+        let mut bundles = std::mem::take(&mut self.bundles);
+        bundles.flush(|batch| self.send_batch(&batch, now));
+        self.bundles = bundles;
     }
 
     /// Sends what is in `scratch`.
     pub(super) fn send_scratch(&mut self, place: Place, now: Now) {
         let scratch = std::mem::take(&mut self.scratch);
-        self.send_datagram(place, &scratch, now);
+        if place.socket == FIRST {
+            self.send_batch(
+                &Batch { to: place.remote, from: None, segment: scratch.len(), bytes: &scratch },
+                now,
+            );
+        } else {
+            self.drops.count(DropReason::NoPath);
+        }
         self.scratch = scratch;
     }
 
-    fn send_datagram(&mut self, place: Place, datagram: &[u8], now: Now) {
-        let socket = self.udp[usize::from(place.remote.is_ipv6())];
-        let Some(socket) = socket.filter(|_| place.socket == SocketId(0)) else {
-            return self.drops.count(DropReason::NoPath);
+    fn send_batch(&mut self, batch: &Batch<'_>, now: Now) {
+        let count = batch.bytes.len().div_ceil(batch.segment.max(1)) as u64;
+        let Some(socket) = self.udp[usize::from(batch.to.is_ipv6())] else {
+            return self.drops.add(DropReason::NoPath, count);
         };
-        match self.driver.send_to(socket.token, place.remote, datagram) {
-            Ok(true) => {}
-            Ok(false) => self.drops.count(DropReason::QueueFull),
+        match self.driver.send_batch(socket.token, batch) {
+            Ok(taken) => self.drops.add(DropReason::QueueFull, count - taken as u64),
             Err(error) => {
                 if error.raw_os_error() == Some(rustix::io::Errno::MSGSIZE.raw_os_error()) {
-                    self.node.datagram_refused(place, datagram.len(), now);
+                    let place = Place { socket: FIRST, remote: batch.to };
+                    self.node.datagram_refused(place, batch.segment, now);
                 }
-                self.drops.count(DropReason::WriteError);
+                self.drops.add(DropReason::WriteError, count);
             }
         }
     }

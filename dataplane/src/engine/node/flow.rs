@@ -4,20 +4,24 @@
 //! ([`crate::packet::offload`]). What waits for a relay is bounded in bytes and in age; when the outbox in use fills, reading from the TUN queue pauses, so that the kernel's own queue
 //! discipline decides what to drop.
 
+use std::net::SocketAddr;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 
 use super::api::Report;
-use super::datagram::Burst;
+use super::datagram::FIRST;
 use super::relay::{Links, Phase};
 use super::thread::{Port, Worker};
 use crate::engine::connection::Incoming;
 use crate::engine::driver::{Driver, RecvBuffer, Token};
 use crate::engine::socket;
+use crate::engine::udp::Bundles;
 use crate::packet::offload::{Fill, SuperPacket, Write};
 use crate::proto::drop_reason::{DropCounters, DropReason};
 use crate::proto::error::FrameError;
 use crate::proto::id::RelayId;
 use crate::proto::node::{Checksum, Event, Node, Outgoing, Received, Target};
+use crate::proto::path::direct::Place;
 use crate::proto::time::{Instant, Now};
 use crate::proto::wire::data::{DATA_HEADROOM, DATA_OVERHEAD, VIA_PREFIX_LEN, via_header};
 use crate::proto::wire::frame::{FrameHeader, FrameType, HEADER_LEN};
@@ -25,10 +29,27 @@ use crate::proto::wire::frame::{FrameHeader, FrameType, HEADER_LEN};
 /// Header and relay id of a VIA frame.
 const VIA_LEN: usize = HEADER_LEN + VIA_PREFIX_LEN;
 
+/// Where the next packet probably goes: where the last one went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Guess {
+    /// By this relay, and over the mesh to the other one.
+    Relay(RelayId, Option<RelayId>),
+    /// In a datagram.
+    Direct(SocketAddr),
+}
+
+impl Guess {
+    /// Whether it is by `relay`.
+    pub(super) fn is_by(self, relay: RelayId) -> bool {
+        matches!(self, Self::Relay(first, _) if first == relay)
+    }
+}
+
 impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
     /// What one read of the TUN queue gave: each packet of it is copied once, into the outbox where it is sealed.
     pub(super) fn handle_packet(&mut self, buffer: RecvBuffer, now: Now) {
         let Some(port) = &self.port else { return self.driver.recycle(buffer) };
+        let mut many = false;
         match port.format.read(self.driver.bytes(&buffer)) {
             Ok(whole) => {
                 let mut outgoing = Sealing {
@@ -37,9 +58,10 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
                     guess: &mut self.guess,
                     scratch: &mut self.scratch,
                     drops: &mut self.drops,
-                    burst: &mut self.burst,
+                    bundles: &mut self.bundles,
                 };
                 (0..whole.count()).for_each(|index| outgoing.packet(&whole, index, now));
+                many = whole.count() > 1;
             }
             Err(error) => {
                 tracing::trace!(%error, "dropped what the TUN queue gave");
@@ -47,13 +69,16 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
             }
         }
         self.driver.recycle(buffer);
-        self.send_burst(now);
+        if many {
+            // While it is in the cache.
+            self.send_bundles(now);
+        }
         self.press_back();
     }
 
     /// Stops reading packets while the relay in use has a quarter of its limit waiting.
     pub(super) fn press_back(&mut self) {
-        let Some((relay, _)) = self.guess else { return };
+        let Some(Guess::Relay(relay, _)) = self.guess else { return };
         let queued = self.links.of_relay(relay).map_or(0, |link| link.outbox.queued());
         if let Some(port) = self.port.as_mut().filter(|port| !port.paused && queued > self.limits.queue / 4) {
             port.paused = true;
@@ -91,10 +116,10 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
         }
         let failure = result.err().map(|error| error.to_string()).or(failure);
         if let Some(what) = failure.filter(|_| live) {
-            let name = link.name.clone();
+            let (name, what) = (link.name.clone(), link.explain(what));
             self.node.relay_closed(relay, now);
             self.begin_close(token, "connection failed", now);
-            (self.report)(Report::RelayFailed { relay: name, error: what });
+            self.relay_failed(relay, name, what);
         }
     }
 
@@ -184,68 +209,103 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
     }
 }
 
-/// What packets of the TUN queue need on their way to an outbox.
+/// What packets of the TUN queue need on their way to an outbox or a datagram.
 struct Sealing<'a> {
     node: &'a mut Node,
     links: &'a mut Links,
-    guess: &'a mut Option<(RelayId, Option<RelayId>)>,
+    guess: &'a mut Option<Guess>,
     scratch: &'a mut Vec<u8>,
     drops: &'a mut DropCounters,
-    burst: &'a mut Burst,
+    bundles: &'a mut Bundles,
 }
 
 impl Sealing<'_> {
     /// Packet `index` of `whole`, its checksum left to the receiver where that is possible.
     fn packet(&mut self, whole: &SuperPacket<'_>, index: usize, now: Now) {
-        let length = whole.len_of(index);
-        let lead = if self.guess.is_some_and(|(_, via)| via.is_some()) { VIA_LEN } else { 0 };
-        let mut elsewhere = None;
-        if let Some(guess) = *self.guess
-            && let Some(link) = self.links.of_relay(guess.0)
-            && let Ok(space) = link.outbox.reserve(lead + DATA_OVERHEAD + length, now.instant)
-        {
-            let (head, body) = space.split_at_mut(lead);
-            let place = &mut body[DATA_HEADROOM..DATA_HEADROOM + length];
-            let checksum = whole.write(index, Fill::Partial, place);
-            match self.node.handle_packet(body, checksum, now) {
-                Outgoing::Send { target, frame } => {
-                    let header = guess.1.map(|id| via_header(id, frame.len()));
-                    if target == (Target::Relay { relay: guess.0, via: guess.1 }) && frame.start == 0 {
-                        if let Some(Ok(header)) = header {
-                            head.copy_from_slice(&header);
-                        }
-                        link.outbox.commit(lead + frame.end);
-                    } else {
-                        self.scratch.clear();
-                        self.scratch.extend_from_slice(&body[frame]);
-                        elsewhere = Some(target);
-                    }
-                }
-                Outgoing::Queued | Outgoing::Dropped(_) => {}
-            }
-        } else {
-            self.scratch.clear();
-            self.scratch.resize(DATA_OVERHEAD + length, 0);
-            let place = &mut self.scratch[DATA_HEADROOM..DATA_HEADROOM + length];
-            let checksum = whole.write(index, Fill::Partial, place);
-            if let Outgoing::Send { target, frame } = self.node.handle_packet(self.scratch, checksum, now) {
-                self.scratch.truncate(frame.end);
-                self.scratch.drain(..frame.start);
-                elsewhere = Some(target);
-            }
-        }
+        let guess = *self.guess;
+        let elsewhere = match guess {
+            Some(Guess::Relay(relay, via)) => self.seal_in_outbox(whole, index, relay, via, now),
+            Some(Guess::Direct(to)) => self.seal_in_bundle(whole, index, to, now),
+            None => self.seal_in_scratch(whole, index, now),
+        };
         match elsewhere {
             Some(Target::Relay { relay, via }) => {
-                *self.guess = Some((relay, via));
+                *self.guess = Some(Guess::Relay(relay, via));
                 self.push_scratch(relay, via, now);
             }
-            Some(Target::Direct(place)) => {
-                // The next one is sealed in the scratch, not in an outbox that it does not go to.
-                *self.guess = None;
-                self.burst.push(place, self.scratch);
+            Some(Target::Direct(place)) if place.socket == FIRST => {
+                *self.guess = Some(Guess::Direct(place.remote));
+                match self.bundles.reserve(place.remote, None, self.scratch.len()) {
+                    Ok(room) => {
+                        room.copy_from_slice(self.scratch);
+                        self.bundles.commit(self.scratch.len());
+                    }
+                    Err(_) => self.drops.count(DropReason::QueueFull),
+                }
             }
+            Some(Target::Direct(_)) => self.drops.count(DropReason::NoPath),
             None => {}
         }
+    }
+
+    /// Seals it where the relay's connection takes it from; if it has to go elsewhere, it is in `scratch`, and the target comes back.
+    fn seal_in_outbox(
+        &mut self,
+        whole: &SuperPacket<'_>,
+        index: usize,
+        relay: RelayId,
+        via: Option<RelayId>,
+        now: Now,
+    ) -> Option<Target> {
+        let lead = if via.is_some() { VIA_LEN } else { 0 };
+        let room = DATA_OVERHEAD + whole.len_of(index);
+        let Some(link) = self.links.of_relay(relay) else { return self.seal_in_scratch(whole, index, now) };
+        let Ok(space) = link.outbox.reserve(lead + room, now.instant) else {
+            return self.seal_in_scratch(whole, index, now);
+        };
+        let (head, body) = space.split_at_mut(lead);
+        let (target, frame) = seal(self.node, whole, index, body, now)?;
+        if target != (Target::Relay { relay, via }) || frame.start != 0 {
+            self.scratch.clear();
+            self.scratch.extend_from_slice(&body[frame]);
+            return Some(target);
+        }
+        if let Some(Ok(header)) = via.map(|id| via_header(id, frame.len())) {
+            head.copy_from_slice(&header);
+        }
+        link.outbox.commit(lead + frame.end);
+        None
+    }
+
+    /// The same behind the last datagram for `to`.
+    fn seal_in_bundle(
+        &mut self,
+        whole: &SuperPacket<'_>,
+        index: usize,
+        to: SocketAddr,
+        now: Now,
+    ) -> Option<Target> {
+        let Ok(body) = self.bundles.reserve(to, None, DATA_OVERHEAD + whole.len_of(index)) else {
+            return self.seal_in_scratch(whole, index, now);
+        };
+        let (target, frame) = seal(self.node, whole, index, body, now)?;
+        if target != Target::Direct(Place { socket: FIRST, remote: to }) || frame.start != 0 {
+            self.scratch.clear();
+            self.scratch.extend_from_slice(&body[frame]);
+            return Some(target);
+        }
+        self.bundles.commit(frame.end);
+        None
+    }
+
+    /// Seals it in `scratch`.
+    fn seal_in_scratch(&mut self, whole: &SuperPacket<'_>, index: usize, now: Now) -> Option<Target> {
+        self.scratch.clear();
+        self.scratch.resize(DATA_OVERHEAD + whole.len_of(index), 0);
+        let (target, frame) = seal(self.node, whole, index, self.scratch, now)?;
+        self.scratch.truncate(frame.end);
+        self.scratch.drain(..frame.start);
+        Some(target)
     }
 
     /// Sends the frame in `scratch` to `relay`.
@@ -264,6 +324,22 @@ impl Sealing<'_> {
         }
         body.copy_from_slice(self.scratch);
         link.outbox.commit(lead + self.scratch.len());
+    }
+}
+
+/// Writes packet `index` of `whole` into `body` and seals it there.
+fn seal(
+    node: &mut Node,
+    whole: &SuperPacket<'_>,
+    index: usize,
+    body: &mut [u8],
+    now: Now,
+) -> Option<(Target, Range<usize>)> {
+    let place = body.get_mut(DATA_HEADROOM..DATA_HEADROOM + whole.len_of(index))?;
+    let checksum = whole.write(index, Fill::Partial, place);
+    match node.handle_packet(body, checksum, now) {
+        Outgoing::Send { target, frame } => Some((target, frame)),
+        Outgoing::Queued | Outgoing::Dropped(_) => None,
     }
 }
 

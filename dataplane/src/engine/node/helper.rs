@@ -1,16 +1,15 @@
-//! Resolving and connecting, on a helper thread: `getaddrinfo` blocks for as long as it likes.
+//! Helper threads that connect: [`Outbound::connect`] blocks until somebody answers or its limit is over.
 //!
 //! A dial is known by its ticket. The data thread gives up after its own time limit and forgets the ticket; a helper that comes back later than that
-//! brings a socket that is closed unseen. The number of helpers is bounded, those that hang included.
+//! brings a socket that is closed unseen. The number of helpers is bounded.
 
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::engine::dial::{Connected, DialError, Host, Outbound};
 use crate::engine::driver::Waker;
-use crate::engine::socket::connect_outside;
 
 /// Helpers at work at once.
 const MAX_HELPERS: usize = 64;
@@ -19,14 +18,16 @@ const MAX_HELPERS: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ticket(u64);
 
+type Done = (Ticket, Result<Connected, DialError>);
+
 /// Starts helpers and collects what they bring.
 #[derive(Debug)]
 pub(super) struct Helpers {
     next: u64,
     /// Started and not yet collected.
     at_work: usize,
-    done: SyncSender<(Ticket, io::Result<OwnedFd>)>,
-    inbox: Receiver<(Ticket, io::Result<OwnedFd>)>,
+    done: SyncSender<Done>,
+    inbox: Receiver<Done>,
     waker: Waker,
 }
 
@@ -38,18 +39,23 @@ impl Helpers {
     }
 
     /// Starts a helper.
-    pub(super) fn dial(&mut self, host: String, port: u16, limit: Duration) -> io::Result<Ticket> {
+    pub(super) fn dial(
+        &mut self,
+        outbound: &Arc<Outbound>,
+        hosts: Vec<Host>,
+        limit: Duration,
+    ) -> io::Result<Ticket> {
         if self.at_work >= MAX_HELPERS {
-            return Err(io::Error::other("too many connection attempts hang in name resolution"));
+            return Err(io::Error::other("too many connection attempts are under way"));
         }
         self.next += 1;
         let ticket = Ticket(self.next);
-        let (done, waker) = (self.done.clone(), self.waker.clone());
+        let (done, waker, outbound) = (self.done.clone(), self.waker.clone(), Arc::clone(outbound));
         let spawned = std::thread::Builder::new()
             .name("edgelink-dial".to_owned())
             .stack_size(256 << 10)
             .spawn(move || {
-                let result = connect(&host, port, limit);
+                let result = outbound.connect(&hosts, limit);
                 // The place in the queue is ours until the count goes down, which is when the result is taken out.
                 let _ = done.try_send((ticket, result));
                 waker.wake();
@@ -60,31 +66,9 @@ impl Helpers {
     }
 
     /// A finished dial.
-    pub(super) fn poll(&mut self) -> Option<(Ticket, io::Result<OwnedFd>)> {
+    pub(super) fn poll(&mut self) -> Option<Done> {
         let done = self.inbox.try_recv().ok()?;
         self.at_work -= 1;
         Some(done)
     }
-}
-
-/// The first address that answers; IPv6 and IPv4 in the resolver's order, each with its share of the time.
-fn connect(host: &str, port: u16, limit: Duration) -> io::Result<OwnedFd> {
-    let deadline = Instant::now() + limit;
-    let addresses: Vec<SocketAddr> = (host, port).to_socket_addrs()?.collect();
-    let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address"));
-    for (n, address) in addresses.iter().enumerate() {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let share = left / (addresses.len() - n) as u32;
-        if share.is_zero() {
-            break;
-        }
-        match connect_outside(*address, share) {
-            Ok(stream) => {
-                stream.set_nonblocking(true)?;
-                return Ok(stream.into());
-            }
-            Err(error) => last = io::Error::new(error.kind(), format!("{address}: {error}")),
-        }
-    }
-    Err(last)
 }

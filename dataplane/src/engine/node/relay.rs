@@ -6,8 +6,10 @@
 use rustls::pki_types::ServerName;
 
 use crate::engine::connection::Connection;
+use crate::engine::dial::Host;
 use crate::engine::driver::Token;
 use crate::engine::outbox::Outbox;
+use crate::engine::tls::ClientTls;
 use crate::proto::id::{IdMap, RelayId};
 use crate::proto::time::Instant;
 
@@ -37,6 +39,8 @@ pub(super) struct Link {
     /// For the log.
     pub name: String,
     pub token: Token,
+    /// `None`: without TLS.
+    pub tls: Option<ClientTls>,
     pub connection: Connection,
     pub outbox: Outbox,
     pub phase: Phase,
@@ -48,6 +52,16 @@ impl Link {
         match self.phase {
             Phase::Opening { deadline } | Phase::Closing { deadline, .. } => Some(deadline),
             Phase::Open => None,
+        }
+    }
+
+    /// `what` went wrong, with what may be the reason.
+    pub(super) fn explain(&self, what: String) -> String {
+        let opening = matches!(self.phase, Phase::Opening { .. });
+        if opening && self.tls.as_ref().is_some_and(ClientTls::lacks_certificate) {
+            what + ". It asks for a client certificate: name one with client_cert and client_key"
+        } else {
+            what
         }
     }
 
@@ -149,6 +163,10 @@ impl Target {
             authority: authority.to_owned(),
             path: if path.is_empty() { "/ws/data" } else { path }.to_owned(),
         })
+    }
+
+    pub(super) fn host(&self) -> Host {
+        Host { name: self.host.clone(), port: self.port }
     }
 
     pub(super) fn server_name(&self) -> Result<ServerName<'static>, String> {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -12,15 +13,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rand_chacha::ChaCha20Rng;
 use rand_core::SeedableRng as _;
-use rustls::ClientConfig;
 
 use super::api::{Command, Inbox, Limits, Options, Ready, Report};
-use super::datagram::{Burst, UdpSocket};
+use super::datagram::OpenSocket;
 use super::dial::Dial;
+use super::flow::Guess;
 use super::helper::Helpers;
 use super::relay::{Link, Links, Phase};
+use crate::engine::dial::Outbound;
 use crate::engine::driver::{Driver, Event, Token};
-use crate::engine::tls::{Pin, Roots};
+use crate::engine::moderation::{Moderation, Pace};
+use crate::engine::tls::{ClientTls, Pin};
+use crate::engine::udp::Bundles;
 use crate::engine::{Opened, open};
 use crate::packet::Pool;
 use crate::packet::offload::{Coalescer, Format};
@@ -32,6 +36,8 @@ use crate::tun::MAX_READ;
 
 /// Between two looks at the outboxes while the TUN queue is paused.
 const PAUSED_TICK: Duration = Duration::from_millis(20);
+/// When rounds wait for more: a tunnel that carries so much is no longer about the single packet. A round with half a super-packet in it is long enough.
+const PACE: Pace = Pace { gather: Duration::from_micros(100), rates: (12_000.0, 6_000.0), plenty: 16 << 10 };
 /// Commands taken between two looks at the network.
 const COMMAND_BATCH: usize = 64;
 
@@ -69,18 +75,20 @@ pub(super) struct Worker<D, F> {
     pub links: Links,
     pub dials: Vec<Dial>,
     pub helpers: Helpers,
-    pub roots: Roots,
-    pub tls: BTreeMap<Option<Pin>, Arc<ClientConfig>>,
+    pub outbound: Arc<Outbound>,
+    pub tls: BTreeMap<RelayId, (Option<Pin>, ClientTls)>,
+    /// Why relays could not be reached, the last time.
+    pub errors: BTreeMap<RelayId, String>,
     pub limits: Limits,
     pub pool: Pool,
     pub random: ChaCha20Rng,
-    /// Where the last packet went: the next one is sealed right into that relay's outbox.
-    pub guess: Option<(RelayId, Option<RelayId>)>,
+    /// Where the last packet went: the next one is sealed right there.
+    pub guess: Option<Guess>,
     pub scratch: Vec<u8>,
     /// For IPv4 and IPv6.
-    pub udp: [Option<UdpSocket>; 2],
+    pub udp: [Option<OpenSocket>; 2],
     pub udp_tokens: Vec<Token>,
-    pub burst: Burst,
+    pub bundles: Bundles,
     pub drops: DropCounters,
     pub stopping: Option<Instant>,
 }
@@ -130,8 +138,9 @@ fn start<D: Driver, F: FnMut(Report)>(
         links: Links::default(),
         dials: Vec::new(),
         helpers: Helpers::new(waker.clone()),
-        roots: options.roots,
+        outbound: Arc::new(options.outbound),
         tls: BTreeMap::new(),
+        errors: BTreeMap::new(),
         limits: Limits::default(),
         pool: Pool::new(),
         random,
@@ -139,7 +148,7 @@ fn start<D: Driver, F: FnMut(Report)>(
         scratch: Vec::new(),
         udp: [None; 2],
         udp_tokens: Vec::new(),
-        burst: Burst::default(),
+        bundles: Bundles::default(),
         drops: DropCounters::default(),
         stopping: None,
         driver,
@@ -164,6 +173,10 @@ fn start<D: Driver, F: FnMut(Report)>(
 
 impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
     pub(super) fn run(&mut self) -> io::Result<()> {
+        // Short waits are meant: by default the kernel may stretch each by 50 µs.
+        let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1_000));
+        let mut moderation = Moderation::new(PACE, self.clock.now().instant);
+        let (mut gather, mut inputs) = (None, 0);
         loop {
             let now = self.clock.now();
             self.handle_commands(now);
@@ -175,12 +188,22 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
                 return Ok(());
             }
             let timeout = self.timeout(self.clock.now().instant);
-            self.driver.wait(timeout)?;
+            self.driver.wait_gathering(timeout, gather)?;
             let now = self.clock.now();
+            let mut received = 0;
             while let Some(event) = self.driver.next_event() {
+                if let Event::Packet { buffer, .. }
+                | Event::Datagrams { buffer, .. }
+                | Event::Received { buffer, .. } = &event
+                {
+                    received += buffer.len();
+                    inputs += 1;
+                }
                 self.handle_event(event, now)?;
             }
             self.flush_port();
+            self.send_bundles(now);
+            gather = moderation.gather(now.instant, inputs, received);
         }
     }
 
@@ -211,7 +234,9 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
     pub(super) fn handle_event(&mut self, event: Event, now: Now) -> io::Result<()> {
         match event {
             Event::Packet { buffer, .. } => self.handle_packet(buffer, now),
-            Event::Datagram { from, buffer, .. } => self.handle_datagram(from, buffer, now),
+            Event::Datagrams { from, segment, buffer, .. } => {
+                self.handle_datagrams(from, segment, buffer, now);
+            }
             Event::Received { token, buffer } => self.handle_received(token, buffer, now),
             Event::Closed { token, error } => {
                 if self.port.as_ref().is_some_and(|port| port.token == token) {
@@ -269,12 +294,21 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
             Command::Endpoints(endpoints) => self.set_endpoints(endpoints, now),
             Command::Exit(wanted) => self.node.set_exit(wanted),
             Command::RoutesDown(down) => self.node.set_routes_down(down, now),
+            Command::Announcement(datagram) => self.node.handle_announcement(&datagram, now),
             Command::Status { id } => {
                 let mut status = self.node.status(now.instant);
                 for (reason, count) in self.drops.iter().filter(|&(_, count)| count > 0) {
                     *status.drops.entry(reason.label()).or_default() += count;
                 }
+                self.explain(&mut status);
                 (self.report)(Report::Status { id, status: Box::new(status) });
+            }
+            Command::AcceptKey { id, peer, expected } => {
+                let accepted = self.node.accept_machine_key(peer, expected, now);
+                (self.report)(Report::KeyAccepted { id, accepted });
+                if accepted.is_ok() {
+                    (self.report)(Report::Snapshot { config: None, pins: self.node.pins().collect() });
+                }
             }
             Command::Snapshot => {
                 let config = self.node.config().cloned().map(Box::new);
@@ -298,20 +332,17 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
         let Some(link) = self.links.get(token).filter(|link| link.is_live()) else { return };
         link.connection.close(1000, reason);
         link.phase = Phase::Closing { deadline: now.instant + self.limits.linger, shut: false };
-        if self.guess.is_some_and(|(relay, _)| relay == link.relay) {
-            self.guess = None;
-        }
+        self.guess = self.guess.filter(|guess| !guess.is_by(link.relay));
     }
 
     /// A connection is gone without our doing.
     pub(super) fn lost(&mut self, link: Link, what: String, now: Now) {
         if link.is_live() {
             self.node.relay_closed(link.relay, now);
-            (self.report)(Report::RelayFailed { relay: link.name, error: what });
+            let what = link.explain(what);
+            self.relay_failed(link.relay, link.name, what);
         }
-        if self.guess.is_some_and(|(relay, _)| relay == link.relay) {
-            self.guess = None;
-        }
+        self.guess = self.guess.filter(|guess| !guess.is_by(link.relay));
     }
 
     pub(super) fn handle_deadlines(&mut self, now: Now) {

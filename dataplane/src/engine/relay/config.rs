@@ -12,6 +12,7 @@ use crate::engine::Prefer;
 use crate::engine::socket::{SocketError, local_address, tcp_listener};
 use crate::engine::stun::{StunConfig, StunStartError};
 use crate::engine::tls::Roots;
+use crate::proto::dial::proxy::ProxyRules;
 use crate::proto::id::RelayId;
 use crate::proto::relay::hub::Settings;
 use crate::proto::relay::queue::QueuePolicy;
@@ -72,6 +73,8 @@ pub struct RelayConfig {
     pub state_dir: Option<PathBuf>,
     /// What certificates of other relays are checked with.
     pub mesh_roots: Roots,
+    /// Which proxy leads to other relays.
+    pub proxies: ProxyRules,
     /// Where STUN is answered.
     pub stun: Option<StunConfig>,
     /// io_uring or epoll.
@@ -109,6 +112,7 @@ impl Default for RelayConfig {
             },
             state_dir: None,
             mesh_roots: Roots::default(),
+            proxies: ProxyRules::default(),
             stun: None,
             driver: Prefer::Auto,
         }

@@ -1,22 +1,20 @@
-//! Making the TCP connection of a mesh link: names are looked up and connections made on a thread per attempt, because both may block. TLS and
-//! the upgrade happen in the worker that gets the socket.
+//! Making the TCP connection of a mesh link ([`crate::engine::dial`]), on a thread per attempt because that may block. TLS and the upgrade happen in the
+//! worker that gets the socket.
 
-use std::io;
-use std::net::{IpAddr, TcpStream, ToSocketAddrs};
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 
 use crate::engine::connection::ClientOptions;
-use crate::engine::tls::{PinError, Roots, TlsError, client_config, parse_pin};
+use crate::engine::dial::{self, Host, Outbound};
+use crate::engine::tls::{ClientTls, PinError, TlsError, parse_pin};
 use crate::proto::id::RelayId;
 use crate::proto::relay::mesh::Dial;
 use crate::proto::wire::control::Secret;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Addresses of one name that are tried.
-const MAX_ADDRESSES: usize = 4;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why no connection came to be.
 #[derive(Debug, thiserror::Error)]
@@ -34,16 +32,9 @@ pub enum DialError {
     /// No trusted roots.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// Name or network.
-    #[error("cannot connect to {host}:{port}: {source}")]
-    Connect {
-        /// As in the URL.
-        host: String,
-        /// Of the URL, or the scheme's.
-        port: u16,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// Name, network or proxy.
+    #[error(transparent)]
+    Connect(#[from] dial::DialError),
 }
 
 /// A connected socket, and what to say on it.
@@ -114,6 +105,11 @@ impl WsUrl {
         self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
     }
 
+    /// Where to connect.
+    pub fn as_host(&self) -> Host {
+        Host { name: self.host.clone(), port: self.port }
+    }
+
     fn host_header(&self) -> String {
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
         match (self.tls, self.port) {
@@ -124,35 +120,25 @@ impl WsUrl {
 }
 
 /// Blocks until connected, or not.
-pub(super) fn dial(dial: Dial, roots: &Roots, max_message: usize) -> Result<Dialled, DialError> {
+pub(super) fn dial(dial: Dial, outbound: &Outbound, max_message: usize) -> Result<Dialled, DialError> {
     let url = WsUrl::parse(&dial.url)?;
     let tls = if url.tls {
         let pin = dial.tls_pin.as_deref().map(parse_pin).transpose()?;
-        let config = client_config(roots, pin)?;
+        let tls = ClientTls::new(&outbound.roots, pin, outbound.certificate.as_ref())?;
         let name = ServerName::try_from(url.host.clone()).map_err(|_| DialError::Url(dial.url.clone()))?;
-        Some((config, name))
+        Some((tls.config, name))
     } else {
         None
     };
-    let socket = connect(&url).map_err(|source| DialError::Connect {
-        host: url.host.clone(),
-        port: url.port,
-        source,
-    })?;
-    let address = socket.peer_addr().map_or(IpAddr::from([0, 0, 0, 0]), |address| address.ip());
+    let connected = outbound.connect(&[url.as_host()], CONNECT_TIMEOUT)?;
     let options = ClientOptions { tls, host: url.host_header(), path: url.path.clone(), max_message };
-    Ok(Dialled { relay: dial.relay, token: dial.token, socket: socket.into(), address, options })
-}
-
-fn connect(url: &WsUrl) -> io::Result<TcpStream> {
-    let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for address in (url.host.as_str(), url.port).to_socket_addrs()?.take(MAX_ADDRESSES) {
-        match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
-            Ok(socket) => return Ok(socket),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
+    Ok(Dialled {
+        relay: dial.relay,
+        token: dial.token,
+        socket: connected.socket,
+        address: connected.peer.ip(),
+        options,
+    })
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::worker::ToShell;
 use super::{HubInput, MAX_MESSAGE, RelayConfig, Shared, dial, state};
-use crate::engine::tls::Roots;
+use crate::engine::dial::Outbound;
 use crate::proto::relay::hub::{HubCommand, SavedState};
 use crate::proto::relay::mesh::Dial;
 
@@ -21,7 +21,7 @@ pub(super) struct HubThread {
     shared: Arc<Shared>,
     input: Receiver<HubInput>,
     state_dir: Option<PathBuf>,
-    roots: Roots,
+    outbound: Outbound,
     next_worker: usize,
 }
 
@@ -31,7 +31,11 @@ impl HubThread {
             shared: Arc::clone(shared),
             input,
             state_dir: config.state_dir.clone(),
-            roots: config.mesh_roots.clone(),
+            outbound: Outbound {
+                rules: config.proxies.clone(),
+                roots: config.mesh_roots.clone(),
+                certificate: None,
+            },
             next_worker: 0,
         }
     }
@@ -98,8 +102,8 @@ impl HubThread {
             return;
         };
         self.next_worker = self.next_worker.wrapping_add(1);
-        let (roots, failed) = (self.roots.clone(), self.shared.hub_input.clone());
-        let attempt = move || match dial::dial(dial, &roots, MAX_MESSAGE) {
+        let (outbound, failed) = (self.outbound.clone(), self.shared.hub_input.clone());
+        let attempt = move || match dial::dial(dial, &outbound, MAX_MESSAGE) {
             Ok(dialled) => mailbox.post(ToShell::Dialled(Box::new(dialled))),
             Err(error) => {
                 tracing::warn!(%relay, %error, "mesh link cannot be made, trying again");

@@ -7,7 +7,6 @@
 
 pub(super) mod door;
 mod look;
-mod moderation;
 mod outputs;
 
 use std::collections::VecDeque;
@@ -28,6 +27,7 @@ use super::stats::WorkerStats;
 use super::{HubInput, MAX_MESSAGE};
 use crate::engine::connection::{Connection, Incoming};
 use crate::engine::driver::{Driver, Event, RecvBuffer, Token, Waker};
+use crate::engine::moderation::{Moderation, Pace};
 use crate::engine::socket::round_trip;
 use crate::packet::pool::Pool;
 use crate::proto::error::ErrorCode;
@@ -42,7 +42,6 @@ use crate::proto::wire::frame::{Flags, FrameType, write_frame};
 use crate::proto::wire::websocket::Role;
 use door::{Door, Origins};
 use look::Traffic;
-use moderation::Moderation;
 use outputs::Outputs;
 
 /// From the end of a connection as the machine sees it to its end as TCP sees it.
@@ -65,6 +64,9 @@ const NEAR: Duration = Duration::from_millis(1);
 const NEAR_BUFFER: usize = 128 << 10;
 /// Received bytes after which output is sent, events left or not: it is still in the cache, and its buffers serve the next.
 const FLUSH_AFTER: usize = 64 << 10;
+/// When rounds wait for more.
+const PACE: Pace =
+    Pace { gather: Duration::from_micros(80), rates: (100_000.0, 50_000.0), plenty: FLUSH_AFTER };
 /// Close codes (RFC 6455 §7.4.1 and its registry).
 const NORMAL: u16 = 1000;
 const TRY_AGAIN_LATER: u16 = 1013;
@@ -167,7 +169,7 @@ impl<D: Driver> Shell<D> {
     pub(super) fn run(mut self) -> io::Result<()> {
         // Short waits are meant: by default the kernel may stretch each by 50 µs.
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1_000));
-        let mut moderation = Moderation::new(self.clock.instant());
+        let mut moderation = Moderation::new(PACE, self.clock.instant());
         let mut gather = None;
         while !self.stopping {
             self.driver.wait_gathering(self.timeout(), gather)?;

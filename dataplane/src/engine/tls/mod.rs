@@ -10,6 +10,7 @@ pub(super) mod filter;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod handshake;
+mod identity;
 pub(super) mod record;
 
 use std::io::{self, Write};
@@ -17,8 +18,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ResolvesClientCert, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs as aws_lc_rs_provider};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -27,6 +28,9 @@ use rustls::{
     CertificateError, CipherSuite, ClientConfig, DigitallySignedStruct, NamedGroup, RootCertStore,
     ServerConfig, SignatureScheme, SupportedCipherSuite,
 };
+
+use identity::Identity;
+pub use identity::{ClientCertificate, ClientTls};
 
 const VERSIONS: &[&rustls::SupportedProtocolVersion] = &[&rustls::version::TLS13];
 /// Session tickets for each connection: a node has one connection to a relay, and gets the next ticket with the next one.
@@ -179,6 +183,24 @@ pub fn self_signed(names: &[String], directory: &Path) -> Result<(Arc<ServerConf
 /// # Errors
 /// See [`TlsError`].
 pub fn client_config(roots: &Roots, pin: Option<Pin>) -> Result<Arc<ClientConfig>, TlsError> {
+    ClientTls::new(roots, pin, None).map(|tls| tls.config)
+}
+
+/// The configuration for TLS to a proxy, which need not be as new as our own ends.
+///
+/// # Errors
+/// See [`TlsError`].
+pub(super) fn proxy_config(roots: &Roots) -> Result<Arc<ClientConfig>, TlsError> {
+    let versions = &[&rustls::version::TLS13, &rustls::version::TLS12];
+    dialling(roots, None, versions, Arc::new(Identity::default()))
+}
+
+fn dialling(
+    roots: &Roots,
+    pin: Option<Pin>,
+    versions: &[&'static rustls::SupportedProtocolVersion],
+    certificate: Arc<dyn ResolvesClientCert>,
+) -> Result<Arc<ClientConfig>, TlsError> {
     let provider = provider();
     let store = match roots {
         Roots::Native => match (native_roots(), pin) {
@@ -205,10 +227,10 @@ pub fn client_config(roots: &Roots, pin: Option<Pin>) -> Result<Arc<ClientConfig
     };
     let verifier = Verifier { roots, pin, schemes: provider.signature_verification_algorithms };
     let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(VERSIONS)?
+        .with_protocol_versions(versions)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
+        .with_client_cert_resolver(certificate);
     config.enable_secret_extraction = true;
     config.alpn_protocols = alpn();
     Ok(Arc::new(config))

@@ -130,8 +130,8 @@ impl Uring {
             (_, libc::ENOBUFS) if kind != Kind::Listener => {
                 if !std::mem::replace(&mut slot.starved, true) {
                     match kind {
-                        Kind::Stream => self.direct.queue(token),
-                        _ => self.starved.push_back(token),
+                        Kind::Datagram { .. } if slot.udp.is_none() => self.starved.push_back(token),
+                        _ => self.direct.queue(token),
                     }
                 }
                 Ok(())

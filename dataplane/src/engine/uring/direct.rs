@@ -1,21 +1,26 @@
-//! Streams that found no provided buffer: read one after the other by plain system calls, each right before it is handled.
+//! Descriptors that found no provided buffer: read one after the other by plain system calls, each right before it is handled.
 //!
 //! A multishot receive takes buffers for as long as there is data, so under load the first stream to be started again would take all of them, and those behind
 //! it would starve in turns that nobody decides (among a hundred flooding senders some got a tenth of what others did). So a stream that starves leaves the ring and
 //! queues here; it gets one read per turn, in the order they came, and goes back to the ring when a read has emptied its socket. What is read is in the cache
 //! when it is handled. Streams that say little never come here: the ring's buffers are left to them, and each round looks at the ring again after
 //! [`ROUND`] bytes. Newcomers queue apart from them and come last, a few in each round.
+//!
+//! A TUN queue or a UDP socket of the data path that starves stays here until it is empty: of small packets a read gives one, the ring has buffers for a few, and
+//! what is read here goes out in larger batches (a flood of 64 byte packets: 150,000 to 180,000 a second came through a node by the ring alone, 270,000 to 290,000 by epoll).
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
 use super::Uring;
 use super::buffers::BufferGroup;
+use super::slot::Kind;
 use crate::engine::driver::{Event, NEWCOMERS, RecvBuffer, Token};
+use crate::engine::udp::{Received, Udp};
 
 /// The one buffer's size.
 const BUFFER: usize = 256 << 10;
@@ -95,15 +100,35 @@ impl Direct {
 
     fn read(&mut self, socket: impl AsFd) -> Result<usize, Errno> {
         let (len, _) = rustix::net::recv(socket, &mut *self.memory, RecvFlags::DONTWAIT)?;
-        // Also when nothing comes of it: a round ends.
+        self.note(len);
+        Ok(len)
+    }
+
+    fn read_packet(&mut self, device: impl AsFd, max: usize) -> Result<usize, Errno> {
+        let place = self.memory.get_mut(..max).unwrap_or_default();
+        let len = rustix::io::read(device, place)?;
+        self.note(len);
+        Ok(len)
+    }
+
+    fn read_batch(&mut self, socket: &OwnedFd, udp: &Udp) -> Result<Received, Errno> {
+        let received = udp.receive(socket, &mut self.memory);
+        let received = received.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+        // An empty datagram takes the buffer as well.
+        self.note(received.len);
+        self.out = true;
+        Ok(received)
+    }
+
+    /// Also when nothing comes of it: a round ends.
+    fn note(&mut self, len: usize) {
         self.left = self.left.saturating_sub(len.max(LEAST));
         self.out = len > 0;
-        Ok(len)
     }
 }
 
 impl Uring {
-    /// One read of the stream whose turn it is.
+    /// One read of the descriptor whose turn it is.
     pub(super) fn read_directly(&mut self) -> Option<Event> {
         loop {
             let token = self.direct.next()?;
@@ -131,6 +156,17 @@ impl Uring {
             // Resuming starts it again.
             slot.starved = false;
             return None;
+        }
+        match (slot.kind, &slot.udp) {
+            (Kind::Packets { max, .. }, _) => {
+                let read = self.direct.read_packet(&slot.fd, max as usize);
+                return self.read_on(token, read.map(|len| packet(token, len)));
+            }
+            (Kind::Datagram { .. }, Some(udp)) => {
+                let read = self.direct.read_batch(&slot.fd, udp);
+                return self.read_on(token, read.map(|received| Some(datagrams(token, received))));
+            }
+            _ => {}
         }
         match self.direct.read(&slot.fd) {
             Ok(0) => {
@@ -161,6 +197,32 @@ impl Uring {
         }
     }
 
+    /// A TUN queue or UDP socket stays until it is empty.
+    fn read_on(&mut self, token: Token, read: Result<Option<Event>, Errno>) -> Option<Event> {
+        match read {
+            Ok(event) => {
+                self.direct.queue(token);
+                event
+            }
+            Err(Errno::AGAIN) => {
+                self.back_to_the_ring(token);
+                None
+            }
+            // An ICMP error about an earlier datagram; the next read gives what came.
+            Err(Errno::INTR | Errno::CONNREFUSED | Errno::HOSTUNREACH | Errno::NETUNREACH) => {
+                self.direct.queue(token);
+                None
+            }
+            Err(error) => {
+                if let Some(slot) = self.slots.get_mut(token) {
+                    slot.starved = false;
+                }
+                self.fail(token, Some(error.into()));
+                None
+            }
+        }
+    }
+
     /// When the buffer has not come back since the last round, the ring's buffers serve: as many streams as it has of them.
     pub(super) fn feed_waiting(&mut self) {
         let available = self.groups.first().map_or(0, BufferGroup::available);
@@ -181,5 +243,19 @@ impl Uring {
 }
 
 const fn received(token: Token, len: usize) -> Event {
-    Event::Received { token, buffer: RecvBuffer { group: GROUP, index: 0, offset: 0, len: len as u32 } }
+    Event::Received { token, buffer: buffer(len) }
+}
+
+/// What one read of a TUN queue gave; nothing is no packet.
+fn packet(token: Token, len: usize) -> Option<Event> {
+    (len > 0).then(|| Event::Packet { token, buffer: buffer(len) })
+}
+
+const fn datagrams(token: Token, received: Received) -> Event {
+    let Received { from, local, segment, len } = received;
+    Event::Datagrams { token, from, local, segment, buffer: buffer(len) }
+}
+
+const fn buffer(len: usize) -> RecvBuffer {
+    RecvBuffer { group: GROUP, index: 0, offset: 0, len: len as u32 }
 }

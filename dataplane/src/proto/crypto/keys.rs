@@ -1,12 +1,13 @@
-//! machine_key (Ed25519) and node_key (X25519), and what is signed with the first (`docs/protocol.md` §2.1, §3.1).
+//! machine_key (Ed25519) and node_key (X25519 and ML-KEM-768), and what is signed with the first (`docs/protocol.md` §2.1, §3.1).
 
 use aws_lc_rs::agreement::{self, X25519};
 use aws_lc_rs::digest::{SHA256, digest};
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair, UnparsedPublicKey};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
+use super::kem::KemKey;
 use crate::proto::wire::control::node::SignedNodeKey;
-use crate::proto::wire::control::{PublicKey, Signature};
+use crate::proto::wire::control::{KemPublicKey, PublicKey, Signature};
 
 /// Label under which node keys are signed.
 const NODE_KEY_LABEL: &[u8] = b"edgelink-node-key-v1";
@@ -68,9 +69,20 @@ impl MachineKey {
             .expect("Ed25519 signatures have 64 bytes")
     }
 
-    /// Signs a node_key as of `created` (unix seconds).
-    pub fn sign_node_key(&self, public: PublicKey, created: u64) -> SignedNodeKey {
-        SignedNodeKey { public, created, signature: self.sign(&node_key_message(&public, created)) }
+    /// Signs the public halves of a node_key as of `created` (unix seconds).
+    pub fn sign_node_key(&self, key: &NodeKey, created: u64) -> SignedNodeKey {
+        self.sign_public(key.public(), key.kem().map(|kem| Box::new(*kem.public())), created)
+    }
+
+    /// The same for whoever has the public halves only.
+    pub fn sign_public(
+        &self,
+        public: PublicKey,
+        kem: Option<Box<KemPublicKey>>,
+        created: u64,
+    ) -> SignedNodeKey {
+        let signature = self.sign(&node_key_message(&public, kem.as_deref(), created));
+        SignedNodeKey { public, kem, created, signature }
     }
 
     /// Signs a controller's challenge for the host name that was dialled.
@@ -86,8 +98,10 @@ impl std::fmt::Debug for MachineKey {
     }
 }
 
-fn node_key_message(public: &PublicKey, created: u64) -> Vec<u8> {
-    [NODE_KEY_LABEL, public.as_bytes(), &created.to_be_bytes()].concat()
+/// Without a KEM key it ends before it: the length tells the two apart.
+fn node_key_message(public: &PublicKey, kem: Option<&KemPublicKey>, created: u64) -> Vec<u8> {
+    let kem = kem.map_or(&[][..], |kem| kem.as_bytes());
+    [NODE_KEY_LABEL, public.as_bytes(), &created.to_be_bytes(), kem].concat()
 }
 
 fn control_message(nonce: &[u8; 32], controller: &str) -> Vec<u8> {
@@ -110,7 +124,7 @@ pub fn verify(machine_key: &PublicKey, message: &[u8], signature: &Signature) ->
 /// # Errors
 /// [`KeyError::Signature`].
 pub fn verify_node_key(machine_key: &PublicKey, key: &SignedNodeKey) -> Result<(), KeyError> {
-    verify(machine_key, &node_key_message(&key.public, key.created), &key.signature)
+    verify(machine_key, &node_key_message(&key.public, key.kem.as_deref(), key.created), &key.signature)
 }
 
 /// Checks the answer to a sign-in challenge.
@@ -126,12 +140,15 @@ pub fn verify_control(
     verify(machine_key, &control_message(nonce, controller), signature)
 }
 
-/// The key for sessions, rotated daily.
+/// The keys for sessions, rotated together, daily.
 #[derive(Clone, ZeroizeOnDrop)]
 pub struct NodeKey {
     private: [u8; 32],
     #[zeroize(skip)]
     public: PublicKey,
+    /// Zeroes itself.
+    #[zeroize(skip)]
+    kem: Option<KemKey>,
 }
 
 impl NodeKey {
@@ -144,10 +161,22 @@ impl NodeKey {
             .map_err(|_| KeyError::Private("X25519"))?;
         let public = key.compute_public_key().map_err(|_| KeyError::Private("X25519"))?;
         let public = <[u8; 32]>::try_from(public.as_ref()).map_err(|_| KeyError::Private("X25519"))?;
-        Ok(Self { private, public: public.into() })
+        Ok(Self { private, public: public.into(), kem: None })
     }
 
-    /// The secret half, for the key file and the handshake.
+    /// With a post-quantum key beside it: sessions need both from now on.
+    #[must_use]
+    pub fn with_kem(mut self, kem: KemKey) -> Self {
+        self.kem = Some(kem);
+        self
+    }
+
+    /// The post-quantum key.
+    pub const fn kem(&self) -> Option<&KemKey> {
+        self.kem.as_ref()
+    }
+
+    /// The secret half of X25519, for the key file and the handshake.
     pub const fn private(&self) -> &[u8; 32] {
         &self.private
     }
@@ -193,7 +222,7 @@ mod tests {
         let machine = MachineKey::from_seed(&[7; 32]).unwrap();
         let other = MachineKey::from_seed(&[8; 32]).unwrap();
         let node = NodeKey::from_private([9; 32]).unwrap();
-        let signed = machine.sign_node_key(node.public(), 1_770_000_000);
+        let signed = machine.sign_node_key(&node, 1_770_000_000);
         assert_eq!(verify_node_key(&machine.public(), &signed), Ok(()));
         assert_eq!(verify_node_key(&other.public(), &signed), Err(KeyError::Signature));
         assert!(verify_node_key(&machine.public(), &SignedNodeKey { created: 1, ..signed.clone() }).is_err());
@@ -201,6 +230,25 @@ mod tests {
         assert!(
             verify_node_key(&machine.public(), &SignedNodeKey { public: substituted, ..signed }).is_err()
         );
+    }
+
+    #[test]
+    fn the_signature_covers_the_post_quantum_key_and_its_absence() {
+        let machine = MachineKey::from_seed(&[7; 32]).unwrap();
+        let plain = NodeKey::from_private([9; 32]).unwrap();
+        let node = plain.clone().with_kem(KemKey::generate().unwrap());
+        let signed = machine.sign_node_key(&node, 1);
+        assert_eq!(verify_node_key(&machine.public(), &signed), Ok(()));
+        let other = KemKey::generate().unwrap();
+        let with = |signed: &SignedNodeKey, kem: Option<&KemKey>| SignedNodeKey {
+            kem: kem.map(|kem| Box::new(*kem.public())),
+            ..signed.clone()
+        };
+        let refused = Err(KeyError::Signature);
+        assert_eq!(verify_node_key(&machine.public(), &with(&signed, Some(&other))), refused);
+        assert_eq!(verify_node_key(&machine.public(), &with(&signed, None)), refused, "a stripped key");
+        let signed = machine.sign_node_key(&plain, 1);
+        assert_eq!(verify_node_key(&machine.public(), &with(&signed, node.kem())), refused, "an added one");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::proto::crypto::keys::{MachineKey, NodeKey};
 use crate::proto::drop_reason::DropReason;
@@ -115,6 +115,8 @@ pub struct LocalEndpoints {
     pub mapped: Vec<SocketAddr>,
     /// Sockets that may be opened for a search among random ports; 0: none.
     pub extra_sockets: u16,
+    /// Whether the own networks are told where this node is ([`Event::Announce`]).
+    pub lan_discovery: bool,
 }
 
 /// A subnet behind peers.
@@ -252,6 +254,13 @@ pub enum Event {
         /// What the NAT does, as far as it is known.
         nat: NatBehaviour,
     },
+    /// Tell the network that this address of ours is in: send it to the group of [`crate::proto::path::beacon`].
+    Announce {
+        /// The own address.
+        from: IpAddr,
+        /// What to send.
+        datagram: Vec<u8>,
+    },
     /// A relay is ready for at least one membership, or no longer.
     RelayState {
         /// Which one.
@@ -279,13 +288,39 @@ pub enum Event {
 }
 
 /// Why a peer's keys are not believed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Untrusted {
     /// The node_key is not signed by the machine_key.
     NodeKeySignature,
     /// The machine_key is another one than was pinned for this node id.
     MachineKeyChanged,
+    /// One end publishes a post-quantum key, the other does not.
+    PostQuantumKey,
+}
+
+/// A machine_key that took the place of the pinned one: see [`super::Node::accept_machine_key`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AcceptedKey {
+    /// Pinned from now on.
+    pub machine_key: PublicKey,
+    /// Until now.
+    pub before: PublicKey,
+}
+
+/// Why a peer's machine_key was not accepted.
+#[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AcceptError {
+    /// No such peer.
+    #[error("no such peer")]
+    UnknownPeer,
+    /// It is the one that is pinned.
+    #[error("its machine key is the one that is known: there is nothing to accept")]
+    NotChanged,
+    /// It is not the one that was meant to be accepted.
+    #[error("its machine key is now {0}, not the one that was given: ask its owner which one is right")]
+    Another(PublicKey),
 }
 
 /// A delta does not fit: ask for everything (NODE_UPDATE `resync`).
@@ -334,6 +369,8 @@ pub struct NodeStatus {
     pub peers: Vec<PeerStatus>,
     /// Relays, by id.
     pub relays: Vec<RelayStatus>,
+    /// What is known of the NAT in front of this node (IPv4).
+    pub nat: NatBehaviour,
     /// Packets and frames dropped, by reason; zeros left out.
     pub drops: std::collections::BTreeMap<&'static str, u64>,
 }
@@ -376,12 +413,24 @@ pub struct PeerStatus {
     pub session_age_s: Option<f64>,
     /// Name of the cipher.
     pub cipher: Option<&'static str>,
+    /// Whether a post-quantum secret is in the session's keys.
+    pub post_quantum: Option<bool>,
+    /// What the controller says.
+    pub machine_key: Option<PublicKey>,
+    /// The one that was pinned, when that is another.
+    pub pinned_machine_key: Option<PublicKey>,
+    /// Why its keys are not believed.
+    pub untrusted: Option<Untrusted>,
     /// Relays in use, as in the configuration; empty: none.
     pub path: Vec<RelayId>,
     /// The peer's address, while packets take a direct path.
     pub direct: Option<SocketAddr>,
     /// What sort of address that is.
     pub direct_kind: Option<Kind>,
+    /// The longest IP packet that the direct path is known to carry whole, headers of the path included.
+    pub direct_mtu: Option<u16>,
+    /// What the peer says of its NAT.
+    pub nat: Option<NatBehaviour>,
     /// Last measured round trip to the peer, milliseconds.
     pub rtt_ms: Option<f64>,
     /// Bytes of IP packets sent.
@@ -409,4 +458,8 @@ pub struct RelayStatus {
     pub rtt_ms: Option<f64>,
     /// The relay's last word when it refused us.
     pub error: Option<String>,
+    /// Its STUN server.
+    pub stun: Option<SocketAddr>,
+    /// Where the STUN server saw this node last; `None`: it has not answered, or was not asked.
+    pub seen_as: Option<SocketAddr>,
 }

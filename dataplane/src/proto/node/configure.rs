@@ -8,25 +8,20 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::api::{Event, ExitStatus, NeedResync, SubnetRoute, Untrusted};
+use super::api::{Event, ExitStatus, NeedResync, SubnetRoute};
 use super::connection::Connection;
 use super::endpoint::candidate_of;
-use super::peer::{Peer, Trust};
+use super::peer::Peer;
 use super::relay_link::RENEW_TOKEN;
 use super::timer::Timer;
 use super::{Membership, Node};
-use crate::proto::crypto::keys::verify_node_key;
 use crate::proto::id::{NodeId, RelayId};
-use crate::proto::path::backoff::jitter;
 use crate::proto::routing::exit::{self, is_wide};
 use crate::proto::routing::source::AllowedAddresses;
 use crate::proto::routing::table::{Gateway, PeerKey};
 use crate::proto::time::Now;
 use crate::proto::wire::control::Secret;
 use crate::proto::wire::control::node::{self, Change, Config, ConfigUpdate, Relay};
-
-/// Handshakes after a peer's key change are spread over this.
-const PEER_KEY_SPREAD: Duration = Duration::from_secs(1);
 
 impl Node {
     /// Takes a whole configuration: from the controller, or at start from disk.
@@ -281,45 +276,6 @@ impl Node {
         self.refresh_path(key, now.instant);
     }
 
-    /// Believes a peer's keys, or does not.
-    fn set_keys(&mut self, key: PeerKey, info: &node::Peer, now: Now) {
-        let pinned = *self.pins.entry(info.node_id).or_insert(info.machine_key);
-        let Some(peer) = self.directory.get_mut(key) else { return };
-        let known = peer.keys.current();
-        let verdict = match &info.node_key {
-            _ if pinned != info.machine_key => Trust::Refused(Untrusted::MachineKeyChanged),
-            None => Trust::NoKey,
-            Some(new) if known == Some(new) => Trust::Verified,
-            Some(new) if verify_node_key(&pinned, new).is_err() => {
-                Trust::Refused(Untrusted::NodeKeySignature)
-            }
-            Some(_) => Trust::Verified,
-        };
-        let changed = std::mem::replace(&mut peer.trust, verdict) != verdict;
-        match (verdict, &info.node_key) {
-            (Trust::Verified, Some(new)) => {
-                // An older one, though signed, may have been stolen since: never back to it.
-                let newer = known.is_none_or(|known| new.created >= known.created);
-                if newer && known != Some(new) && peer.keys.set(new.clone(), now.instant) {
-                    let spread = jitter(&mut self.rng, PEER_KEY_SPREAD);
-                    self.renew_session(key, now.instant + spread);
-                }
-            }
-            (Trust::Refused(reason), _) => {
-                peer.keys.clear();
-                let peer = peer.id;
-                self.forget_sessions(key);
-                if changed {
-                    self.outbox.events.push_back(Event::PeerUntrusted { peer, reason });
-                }
-            }
-            _ => {
-                peer.keys.clear();
-                self.forget_sessions(key);
-            }
-        }
-    }
-
     fn remove_peer(&mut self, key: PeerKey) {
         self.forget_sessions(key);
         self.timers.clear(Timer::Peer(key));
@@ -387,7 +343,9 @@ impl Node {
             return;
         }
         if let Some(known) = self.relays.get_mut(&relay.id) {
-            let same = known.info.data_url == relay.data_url && known.info.tls_pin == relay.tls_pin;
+            let addresses =
+                |relay: &Relay| (relay.data_url.clone(), relay.more_urls.clone(), relay.tls_pin.clone());
+            let same = addresses(&known.info) == addresses(relay);
             if same {
                 known.info.clone_from(relay);
                 return;

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::handshake_budget::Bucket;
 use crate::proto::id::NodeId;
 use crate::proto::path::backoff::Backoff;
 use crate::proto::path::liveness::Liveness;
@@ -38,6 +39,8 @@ pub(super) struct Connection {
     pub(super) refused: BTreeMap<NodeId, Instant>,
     /// Its last word when it refused us.
     pub(super) error: Option<String>,
+    /// Handshake messages from it that are still looked at.
+    pub(super) handshakes: Bucket,
 }
 
 /// Where a connection stands.
@@ -77,6 +80,7 @@ impl Connection {
             backoff: Backoff::default(),
             refused: BTreeMap::new(),
             error: None,
+            handshakes: Bucket::for_way(now),
         }
     }
 

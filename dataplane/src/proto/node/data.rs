@@ -12,7 +12,7 @@ use crate::proto::drop_reason::DropReason;
 use crate::proto::id::{NodeId, SessionIndex};
 use crate::proto::path::choice::Path;
 use crate::proto::routing::health::ROUTES_DOWN;
-use crate::proto::routing::packet::Addresses;
+use crate::proto::routing::packet::{Addresses, udp_source_port};
 use crate::proto::routing::table::PeerKey;
 use crate::proto::session::registry::Standing;
 use crate::proto::session::rekey;
@@ -53,6 +53,11 @@ impl Node {
         }
         let packet = buffer.get(DATA_HEADROOM..DATA_HEADROOM + length).ok_or(DropReason::Malformed)?;
         let addresses = Addresses::of(packet).map_err(|_| DropReason::Malformed)?;
+        if udp_source_port(packet).is_some_and(|port| self.net.is_own_port(port))
+            && self.memberships.values().any(|own| own.accepts.has_host(addresses.source))
+        {
+            return Err(DropReason::OwnDatagram);
+        }
         let directory = &self.directory;
         let usable = |key| directory.get(key).is_some_and(|peer| peer.is_usable(now.instant));
         let key = directory.routes.lookup(packet, addresses, usable).ok_or(DropReason::NoRoute)?;
@@ -116,6 +121,10 @@ impl Node {
 
     /// Sends what waited for a session. An initiator sends an empty packet if nothing did, so that the responder may send too.
     pub(super) fn flush_queue(&mut self, key: PeerKey, keepalive: bool, now: Now) {
+        // A session that was made without a relay waits for its first path.
+        if self.directory.get(key).is_some_and(|peer| peer.target(0).is_none()) {
+            return;
+        }
         let mut sent = false;
         while let Some(mut waiting) =
             self.directory.get_mut(key).and_then(|peer| peer.queue.pop(&mut self.queued_bytes))

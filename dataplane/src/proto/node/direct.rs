@@ -1,7 +1,7 @@
 //! Direct paths in the node: datagrams in, probes and CALLs sealed and sent (`docs/protocol.md` §8).
 //!
 //! [`crate::proto::path::direct`] decides; this file gives it what the session has authenticated and seals what it wants to say. Handshakes go over
-//! relays, which say who sends; directly only while there is no relay, between addresses that are known to be the peer's.
+//! relays, which say who sends; directly only while there is no relay, between addresses that are known to be the peer's ([`super::lan`] among others).
 
 use std::time::Duration;
 
@@ -157,6 +157,9 @@ impl Node {
                 Output::Selected(place) => {
                     let (peer, address) = (peer.id, place.map(|place| place.remote));
                     self.outbox.events.push_back(Event::DirectChanged { peer, address });
+                    if address.is_some() {
+                        self.flush_queue(key, false, now);
+                    }
                 }
             }
         }

@@ -17,11 +17,23 @@ use crate::proto::wire::control::node::Endpoint;
 #[derive(Debug, Default)]
 pub(super) struct Net {
     pub(super) local: Local,
-    endpoints: LocalEndpoints,
+    pub(super) endpoints: LocalEndpoints,
     servers: Vec<SocketAddr>,
     discoveries: Vec<Discovery>,
     /// What the controller was told.
     told: Vec<Endpoint>,
+}
+
+impl Net {
+    /// Where a STUN server saw this node last.
+    pub(super) fn seen_by(&self, server: SocketAddr) -> Option<SocketAddr> {
+        self.discoveries.iter().find_map(|discovery| discovery.seen_by(server))
+    }
+
+    /// Whether a socket of ours has this port; nobody else can then.
+    pub(super) fn is_own_port(&self, port: u16) -> bool {
+        self.endpoints.port4 == Some(port) || self.endpoints.port6 == Some(port)
+    }
 }
 
 impl Node {
@@ -30,6 +42,11 @@ impl Node {
     pub fn set_endpoints(&mut self, endpoints: LocalEndpoints, now: Now) {
         if endpoints == self.net.endpoints {
             return;
+        }
+        let only_mapped = LocalEndpoints { mapped: self.net.endpoints.mapped.clone(), ..endpoints.clone() };
+        if only_mapped == self.net.endpoints {
+            self.net.endpoints = endpoints;
+            return self.local_changed(now);
         }
         let ips = |endpoints: &LocalEndpoints| -> BTreeSet<IpAddr> {
             endpoints.addresses.iter().map(ipnet::IpNet::addr).collect()
@@ -49,6 +66,7 @@ impl Node {
         self.net.discoveries.clear();
         self.local_changed(now);
         self.ask_servers(now);
+        self.start_announcing(now);
         if moved {
             for key in self.connected() {
                 self.with_direct(key, now, Direct::moved);

@@ -23,6 +23,8 @@ mod direct;
 mod directory;
 mod endpoint;
 mod gateway;
+mod handshake_budget;
+mod lan;
 mod own_key;
 mod peer;
 mod queue;
@@ -32,6 +34,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod timer;
+mod trust;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -43,6 +46,8 @@ use self::connection::Connection;
 use self::directory::Directory;
 use self::endpoint::Net;
 use self::gateway::OwnRoutes;
+use self::handshake_budget::Bucket;
+use self::lan::Lan;
 use self::own_key::OwnKeys;
 use self::timer::{Timer, Timers};
 use crate::proto::crypto::keys::{MachineKey, NodeKey};
@@ -62,8 +67,9 @@ use crate::proto::wire::control::{PublicKey, Secret};
 use crate::proto::wire::data::via_header;
 
 pub use api::{
-    Checksum, EchoError, Event, ExitStatus, LocalEndpoints, MembershipStatus, NeedResync, NodeSettings,
-    NodeStatus, Outgoing, PeerStatus, Received, RelayStatus, SubnetRoute, Target, Untrusted,
+    AcceptError, AcceptedKey, Checksum, EchoError, Event, ExitStatus, LocalEndpoints, MembershipStatus,
+    NeedResync, NodeSettings, NodeStatus, Outgoing, PeerStatus, Received, RelayStatus, SubnetRoute, Target,
+    Untrusted,
 };
 
 /// One output of [`Node::poll_transmit`] grows no further than this: it becomes one WebSocket message.
@@ -103,6 +109,9 @@ pub struct Node {
     own_routes: OwnRoutes,
     /// Who may have wide routes: as the user said it, and whom that means.
     exit: Exit,
+    /// Handshake messages in datagrams that are still looked at.
+    datagrams: Bucket,
+    lan: Lan,
 }
 
 /// A network that this node is in.
@@ -175,6 +184,8 @@ impl Node {
             net: Net::default(),
             own_routes: OwnRoutes::default(),
             exit: Exit::default(),
+            datagrams: Bucket::for_way(now.instant),
+            lan: Lan::default(),
         }
     }
 
@@ -201,6 +212,7 @@ impl Node {
                 Timer::Tokens => self.need_tokens(now),
                 Timer::Stun => self.stun_due(now),
                 Timer::Routes => self.routes_due(now),
+                Timer::Announce => self.announce_due(now),
             }
         }
     }
@@ -251,7 +263,7 @@ impl Node {
 
     /// Own node_key with its signature, for AUTH_REQUEST.
     pub fn signed_node_key(&self) -> SignedNodeKey {
-        self.machine.sign_node_key(self.keys.current().public(), self.keys.created())
+        self.machine.sign_node_key(self.keys.current(), self.keys.created())
     }
 
     /// Own identity, to sign the controller's challenge with.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -9,6 +10,8 @@ use ipnet::IpNet;
 use super::api::{Target, Untrusted};
 use super::direct::Origin;
 use super::gateway::{PROBE_AFTER, Watch};
+use super::handshake_budget::PeerBuckets;
+use super::lan::Neighbour;
 use super::queue::PacketQueue;
 use crate::proto::crypto::keys::key_id;
 use crate::proto::id::{NodeId, RelayId};
@@ -32,9 +35,6 @@ const HEARD_RECENTLY: Duration = Duration::from_secs(30);
 pub(super) const AVOID: Duration = Duration::from_secs(5);
 /// Relays avoided at a time.
 const MAX_AVOIDED: usize = 8;
-/// SESSION_INITs answered in a row, and how often one more.
-const INIT_BURST: u32 = 10;
-const INIT_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Whether a peer's keys are believed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,22 +50,22 @@ pub(super) enum Trust {
 /// The node_keys of a peer, verified.
 #[derive(Debug, Default)]
 pub(super) struct PeerKeys {
-    current: Option<(SignedNodeKey, u32)>,
-    previous: Option<(PublicKey, u32, Instant)>,
+    current: Option<(Arc<SignedNodeKey>, u32)>,
+    previous: Option<(Arc<SignedNodeKey>, u32, Instant)>,
 }
 
 impl PeerKeys {
     /// Takes a verified key; true when it replaces another one.
     pub(super) fn set(&mut self, key: SignedNodeKey, now: Instant) -> bool {
         let id = key_id(&key.public);
-        let replaced = self.current.replace((key, id));
+        let replaced = self.current.replace((Arc::new(key), id));
         let Some((replaced, replaced_id)) = replaced.filter(|(_, old)| *old != id) else { return false };
-        self.previous = Some((replaced.public, replaced_id, now + KEEP_NODE_KEY));
+        self.previous = Some((replaced, replaced_id, now + KEEP_NODE_KEY));
         true
     }
 
     /// The present one.
-    pub(super) fn current(&self) -> Option<&SignedNodeKey> {
+    pub(super) fn current(&self) -> Option<&Arc<SignedNodeKey>> {
         self.current.as_ref().map(|(key, _)| key)
     }
 
@@ -75,10 +75,10 @@ impl PeerKeys {
     }
 
     /// The one with this id.
-    pub(super) fn find(&self, id: u32, now: Instant) -> Option<&PublicKey> {
-        let current = self.current.as_ref().filter(|(_, current)| *current == id).map(|(key, _)| &key.public);
+    pub(super) fn find(&self, id: u32, now: Instant) -> Option<&Arc<SignedNodeKey>> {
+        let current = self.current.as_ref().filter(|(_, current)| *current == id).map(|(key, _)| key);
         let previous = self.previous.as_ref().filter(|(_, previous, until)| *previous == id && now < *until);
-        current.or(previous.map(|(public, ..)| public))
+        current.or(previous.map(|(key, ..)| key))
     }
 
     /// Forgets them.
@@ -115,13 +115,6 @@ pub(super) struct Traffic {
     pub(super) rx_bytes: u64,
 }
 
-/// How many SESSION_INITs are still answered: a token bucket.
-#[derive(Debug)]
-struct InitBudget {
-    left: u32,
-    refilled: Instant,
-}
-
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Peer {
@@ -143,6 +136,8 @@ pub(super) struct Peer {
     pub(super) relays: Vec<RelayId>,
     /// What the controller thinks of paths.
     pub(super) advice: Advice,
+    /// As the controller says.
+    pub(super) machine_key: Option<PublicKey>,
     /// Whether its keys are believed.
     pub(super) trust: Trust,
     /// Those that are.
@@ -153,12 +148,16 @@ pub(super) struct Peer {
     pub(super) pending: Option<Pending>,
     /// The greatest timestamp of its SESSION_INITs.
     pub(super) last_init: Option<UnixTime>,
-    init_budget: InitBudget,
-    direct_budget: InitBudget,
+    /// How many of its SESSION_INITs are still looked at.
+    pub(super) inits: PeerBuckets,
+    /// And of its SESSION_RESPONSEs.
+    pub(super) responses: PeerBuckets,
     /// Over relays.
     pub(super) path: PathChoice,
     /// Beside them.
     pub(super) direct: Direct,
+    /// On an own network.
+    pub(super) lan: Neighbour,
     avoided: Vec<(RelayId, Instant)>,
     /// As a gateway.
     pub(super) watch: Watch,
@@ -199,15 +198,17 @@ impl Peer {
             online: false,
             relays: Vec::new(),
             advice: Advice::default(),
+            machine_key: None,
             trust: Trust::NoKey,
             keys: PeerKeys::default(),
             sessions: SessionSet::default(),
             pending: None,
             last_init: None,
-            init_budget: InitBudget { left: INIT_BURST, refilled: now },
-            direct_budget: InitBudget { left: INIT_BURST, refilled: now },
+            inits: PeerBuckets::default(),
+            responses: PeerBuckets::default(),
             path: PathChoice::default(),
             direct: Direct::default(),
+            lan: Neighbour::default(),
             avoided: Vec::new(),
             watch: Watch::default(),
             queue: PacketQueue::default(),
@@ -322,24 +323,11 @@ impl Peer {
         before != self.avoided.len()
     }
 
-    /// Whether one more SESSION_INIT from a relay may be looked at.
-    pub(super) fn take_init_budget(&mut self, now: Instant) -> bool {
-        self.init_budget.take(now)
-    }
-
-    /// The same of one that came directly: only from where the peer is known to be.
-    pub(super) fn take_direct_budget(&mut self, origin: Origin, now: Instant) -> bool {
-        matches!(origin, Origin::Direct(place) if self.direct.knows(place)) && self.direct_budget.take(now)
-    }
-}
-
-impl InitBudget {
-    fn take(&mut self, now: Instant) -> bool {
-        let earned = now.saturating_since(self.refilled).as_nanos() / INIT_INTERVAL.as_nanos();
-        if earned > 0 {
-            self.left = self.left.saturating_add(u32::try_from(earned).unwrap_or(u32::MAX)).min(INIT_BURST);
-            self.refilled = now;
+    /// Whether handshakes may come from there: relays know who sends, datagrams only count from where the peer is known to be.
+    pub(super) fn may_shake_hands(&self, origin: Origin, now: Instant) -> bool {
+        match origin {
+            Origin::Relay(_) => true,
+            Origin::Direct(place) => self.direct.knows(place) || self.lan.is_at(place.remote, now),
         }
-        self.left.checked_sub(1).map(|left| self.left = left).is_some()
     }
 }

@@ -6,19 +6,24 @@
 //! SESSION_INIT ─► answered ─► first packet under it ─► confirmed: send what waited
 //! ```
 
+use std::collections::BTreeMap;
+
 use super::Node;
 use super::api::{Event, Target};
+use super::connection::Connection;
 use super::data::{drop_attempts, is_due};
 use super::direct::Origin;
+use super::handshake_budget::Bucket;
 use super::peer::{KEEPALIVE, Pending, SILENCE, Trust};
 use super::timer::Timer;
 use crate::proto::drop_reason::DropReason;
-use crate::proto::id::SessionIndex;
+use crate::proto::id::{RelayId, SessionIndex};
 use crate::proto::path::backoff::jitter;
 use crate::proto::routing::table::PeerKey;
-use crate::proto::session::handshake::{self, Ends, HandshakeError};
+use crate::proto::session::handshake::{self, Ends, HandshakeError, Randomness};
 use crate::proto::session::rekey;
 use crate::proto::time::{Instant, Now, UnixTime};
+use crate::proto::wire::control::node::SignedNodeKey;
 use crate::proto::wire::handshake::{SessionInit, SessionResponse};
 
 /// Attempts whose answers are waited for: round trips of up to 4 s.
@@ -73,16 +78,20 @@ impl Node {
             .path()
             .map(Target::from)
             .or_else(|| peer.direct.info().map(|i| Target::Direct(i.place)));
-        let (Some(target), Some(peer_key)) = (target, peer.keys.current()) else { return };
+        // Else where it was heard on an own network.
+        let targets: Vec<Target> = target.map_or_else(|| peer.lan.places(now.instant), |target| vec![target]);
+        let Some(peer_key) = peer.keys.current().filter(|_| !targets.is_empty()).cloned() else { return };
         // Peers hear of a new key from the controller, which may take longer than the first attempt: without a session that could wait,
         // every other attempt is made with the key that they know.
         let has_session = peer.sessions.sealing(now.instant).is_some();
         let previous = self.keys.previous().filter(|_| !has_session && pending.tries % 2 == 1);
+        let previous = previous.filter(|(key, _)| key.kem().is_some() == peer_key.kem.is_some());
         let ends = Ends {
             own: peer.own,
             own_key: previous.map_or(self.keys.current(), |(key, _)| key),
             peer: peer.id,
-            peer_key: &peer_key.public.clone(),
+            peer_key: &peer_key.public,
+            peer_kem: peer_key.kem.as_deref(),
         };
         pending.tries += 1;
         let again = pending.tries > GATEWAY_TRIES;
@@ -94,9 +103,10 @@ impl Node {
         let timestamp = UnixTime::from_micros(self.last_timestamp);
         self.directory.release(&mut self.gone);
         let local = self.directory.new_session(key, &mut self.rng);
-        let begun = handshake::initiate(&ends, self.offer, local, timestamp, &mut self.secrets, now.instant);
+        let mut random = Randomness::new(&mut self.secrets);
+        let begun = handshake::initiate(&ends, self.offer, local, timestamp, &mut random, now.instant);
         let Ok((state, frame)) = begun else {
-            // A key that X25519 does not take: the peer signed it, so nobody else is to blame.
+            // A key that X25519 or ML-KEM does not take: the peer signed it, so nobody else is to blame.
             self.gone.push(local);
             self.directory.release(&mut self.gone);
             return self.give_up(key, now.instant);
@@ -104,7 +114,9 @@ impl Node {
         if let Some(pending) = self.directory.get_mut(key).and_then(|peer| peer.pending.as_mut()) {
             pending.attempts.push_back(state);
         }
-        self.outbox.send(&mut self.relays, target, frame, now.instant);
+        for target in targets {
+            self.outbox.send(&mut self.relays, target, frame.clone(), now.instant);
+        }
         if again && !has_session {
             self.leave_gateway(key, now);
         }
@@ -137,22 +149,22 @@ impl Node {
             // Both began: ours goes on, the other end answers it.
             return Ok(());
         }
-        // Who sends a datagram is not known before it has been read: strangers cannot use up what relays vouch for.
-        let budget = if origin.relay().is_some() {
-            peer.take_init_budget(now.instant)
-        } else {
-            peer.take_direct_budget(origin, now.instant)
-        };
-        if !budget {
+        if !peer.may_shake_hands(origin, now.instant) {
             return Err(DropReason::HandshakeRate);
         }
         let own_key = self.keys.find(init.receiver_key, now.instant).ok_or(DropReason::BadHandshake)?;
-        let peer_key = *peer.keys.find(init.sender_key, now.instant).ok_or(DropReason::UntrustedKey)?;
-        let ends = Ends { own: peer.own, own_key, peer: peer.id, peer_key: &peer_key };
+        let found = peer.keys.find(init.sender_key, now.instant).cloned();
+        let SignedNodeKey { public, kem, .. } = &*found.ok_or(DropReason::UntrustedKey)?;
+        // All that was cheap; the rest is public-key work.
+        if !peer.inits.take(origin, now.instant) || !take(&mut self.relays, &mut self.datagrams, origin, now)
+        {
+            return Err(DropReason::HandshakeRate);
+        }
+        let ends = Ends { own: peer.own, own_key, peer: peer.id, peer_key: public, peer_kem: kem.as_deref() };
         let last = peer.last_init;
         let local = self.directory.new_session(key, &mut self.rng);
-        let responded =
-            handshake::respond(&ends, self.offer, local, &init, last, &mut self.secrets, now.instant);
+        let mut random = Randomness::new(&mut self.secrets);
+        let responded = handshake::respond(&ends, self.offer, local, &init, last, &mut random, now.instant);
         let responded = responded.map_err(|error| {
             self.gone.push(local);
             self.directory.release(&mut self.gone);
@@ -189,8 +201,17 @@ impl Node {
         if response.route.source != peer.id || response.route.destination != peer.own {
             return Err(DropReason::SpoofedSource);
         }
+        if !peer.may_shake_hands(origin, now.instant) {
+            return Err(DropReason::HandshakeRate);
+        }
         let pending = peer.pending.as_mut().ok_or(DropReason::UnknownSession)?;
         let at = pending.attempts.iter().position(|attempt| attempt.local() == response.receiver);
+        if at.is_some()
+            && !(peer.responses.take(origin, now.instant)
+                && take(&mut self.relays, &mut self.datagrams, origin, now))
+        {
+            return Err(DropReason::HandshakeRate);
+        }
         let attempt = at.and_then(|at| pending.attempts.remove(at)).ok_or(DropReason::UnknownSession)?;
         let sent = attempt.sent();
         let session = match attempt.read(&response, now.instant) {
@@ -298,5 +319,18 @@ impl Node {
                 self.timers.clear(Timer::Peer(key));
             }
         }
+    }
+}
+
+/// Whether one more handshake message by this way, whoever it is from, may be looked at.
+fn take(
+    relays: &mut BTreeMap<RelayId, Connection>,
+    datagrams: &mut Bucket,
+    origin: Origin,
+    now: Now,
+) -> bool {
+    match origin {
+        Origin::Relay(relay) => relays.get_mut(&relay).is_some_and(|way| way.handshakes.take(now.instant)),
+        Origin::Direct(_) => datagrams.take(now.instant),
     }
 }

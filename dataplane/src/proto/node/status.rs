@@ -4,6 +4,7 @@ use super::Node;
 use super::api::{MembershipStatus, NodeStatus, PeerStatus, RelayStatus};
 use super::peer::{Peer, Trust};
 use crate::proto::path::choice::Path;
+use crate::proto::session::transport::Session;
 use crate::proto::time::Instant;
 
 impl Node {
@@ -21,6 +22,8 @@ impl Node {
             state: connection.state_name(),
             rtt_ms: connection.opened().and_then(|open| open.liveness.rtt().millis()),
             error: connection.error.clone(),
+            stun: connection.info.stun,
+            seen_as: connection.info.stun.and_then(|server| self.net.seen_by(server)),
         });
         NodeStatus {
             config_version: self.version(),
@@ -29,12 +32,14 @@ impl Node {
             memberships: memberships.collect(),
             peers: self.directory.iter().map(|peer| self.peer_status(peer, now)).collect(),
             relays: relays.collect(),
+            nat: self.net.local.nat,
             drops: self.drops.iter().filter(|(_, n)| *n > 0).map(|(reason, n)| (reason.label(), n)).collect(),
         }
     }
 
     fn peer_status(&self, peer: &Peer, now: Instant) -> PeerStatus {
         let direct = peer.direct.info();
+        let pinned = self.pins.get(&peer.id).copied();
         let session = peer.sessions.current().filter(|session| session.can_seal(now));
         let network = self.memberships.get(&peer.own).map(|membership| membership.network_name.clone());
         PeerStatus {
@@ -54,9 +59,18 @@ impl Node {
             },
             session_age_s: session.map(|session| now.saturating_since(session.made()).as_secs_f64()),
             cipher: session.map(|session| session.cipher().name()),
+            post_quantum: session.map(Session::post_quantum),
+            machine_key: peer.machine_key,
+            pinned_machine_key: pinned.filter(|pinned| peer.machine_key != Some(*pinned)),
+            untrusted: match peer.trust {
+                Trust::Refused(reason) => Some(reason),
+                Trust::NoKey | Trust::Verified => None,
+            },
             path: peer.path.path().map(Path::to_list).unwrap_or_default(),
             direct: direct.map(|info| info.place.remote),
             direct_kind: direct.map(|info| info.kind),
+            direct_mtu: direct.map(|info| info.mtu()),
+            nat: peer.direct.remote_nat(),
             rtt_ms: peer.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
             tx_bytes: peer.traffic.tx_bytes,
             tx_packets: peer.traffic.tx_packets,

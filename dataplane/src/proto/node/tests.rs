@@ -1,8 +1,10 @@
 //! One or two nodes, with the relay played by hand. Whole meshes are in `fuzz/sim`.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use super::*;
+use crate::proto::crypto::kem::KemKey;
 use crate::proto::drop_reason::DropReason;
 use crate::proto::error::ErrorCode;
 use crate::proto::time::UnixTime;
@@ -16,6 +18,8 @@ use crate::proto::wire::frame::{Flags, FrameType, Frames, HEADER_LEN, write_fram
 
 mod direct;
 mod gateway;
+mod handshake;
+mod lan;
 
 const ONE: RelayId = RelayId(1);
 const TWO: RelayId = RelayId(2);
@@ -30,7 +34,10 @@ fn machine(n: u8) -> MachineKey {
 }
 
 fn node_key(n: u8) -> NodeKey {
-    NodeKey::from_private([n; 32]).unwrap()
+    static KEM: Mutex<BTreeMap<u8, KemKey>> = Mutex::new(BTreeMap::new());
+    let mut kem = KEM.lock().unwrap();
+    let kem = kem.entry(n).or_insert_with(|| KemKey::generate().unwrap()).clone();
+    NodeKey::from_private([n; 32]).unwrap().with_kem(kem)
 }
 
 fn node(n: u8) -> Node {
@@ -55,7 +62,7 @@ fn peer(n: u8) -> Peer {
         node_id: NodeId(n.into()),
         name: format!("node-{n}"),
         machine_key: machine(n).public(),
-        node_key: Some(machine(n).sign_node_key(node_key(n).public(), 1)),
+        node_key: Some(machine(n).sign_node_key(&node_key(n), 1)),
         addresses: vec![[10, 0, 0, n].into()],
         online: true,
         relays: vec![ONE, TWO],
@@ -70,6 +77,7 @@ fn config(n: u8, peers: &[u8]) -> Config {
         name: format!("relay-{id}"),
         region: String::new(),
         data_url: Some(format!("wss://relay-{id}/ws/data")),
+        more_urls: Vec::new(),
         tls_pin: None,
         stun: None,
     };

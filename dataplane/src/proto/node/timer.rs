@@ -22,6 +22,8 @@ pub(super) enum Timer {
     Stun,
     /// Peers are told again which own subnets cannot be reached.
     Routes,
+    /// The own network is told where this node is.
+    Announce,
 }
 
 impl Timer {
@@ -34,6 +36,7 @@ impl Timer {
             Self::Tokens => "relay tokens",
             Self::Stun => "stun",
             Self::Routes => "own routes",
+            Self::Announce => "announce",
         }
     }
 }

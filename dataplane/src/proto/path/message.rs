@@ -154,8 +154,8 @@ impl Call {
     }
 }
 
-/// family (1) ‖ port (2) ‖ ip (4 or 16)
-fn read_address(bytes: &[u8]) -> Option<(SocketAddr, &[u8])> {
+/// family (1) ‖ port (2) ‖ ip (4 or 16); what follows comes back.
+pub(super) fn read_address(bytes: &[u8]) -> Option<(SocketAddr, &[u8])> {
     let (&[family, high, low], rest) = bytes.split_first_chunk::<3>()?;
     let (ip, rest) = match family {
         FAMILY_4 => {
@@ -169,7 +169,8 @@ fn read_address(bytes: &[u8]) -> Option<(SocketAddr, &[u8])> {
     Some((SocketAddr::new(ip, u16::from_be_bytes([high, low])), rest))
 }
 
-fn write_address(address: SocketAddr, out: &mut Vec<u8>) {
+/// As [`read_address`] reads it.
+pub(super) fn write_address(address: SocketAddr, out: &mut Vec<u8>) {
     let [high, low] = address.port().to_be_bytes();
     match address.ip() {
         IpAddr::V4(ip) => {

@@ -57,6 +57,21 @@ impl Addresses {
     }
 }
 
+/// The source port of a UDP packet without options, extension headers or a fragment offset; what has those is told by [`FiveTuple::of`].
+pub fn udp_source_port(packet: &[u8]) -> Option<u16> {
+    let transport = match packet.first()? {
+        0x45 if packet.get(9) == Some(&UDP) && !is_later_fragment(packet) => 20,
+        first if first >> 4 == 6 && packet.get(6) == Some(&UDP) => 40,
+        _ => return None,
+    };
+    packet.get(transport..)?.first_chunk().map(|port| u16::from_be_bytes(*port))
+}
+
+/// Whether an IPv4 packet is a fragment without the transport's header.
+fn is_later_fragment(packet: &[u8]) -> bool {
+    packet.get(6..8).is_none_or(|bytes| u16::from_be_bytes([bytes[0], bytes[1]]) & 0x1fff != 0)
+}
+
 fn v4(packet: &[u8]) -> Result<Addresses, NotIp> {
     let head = packet.first_chunk::<20>().ok_or(NotIp)?;
     let header_len = usize::from(head[0] & 0x0f) * 4;
@@ -149,6 +164,21 @@ mod tests {
 
     fn tuple(packet: &[u8]) -> FiveTuple {
         FiveTuple::of(packet, Addresses::of(packet).unwrap())
+    }
+
+    #[test]
+    fn the_quick_look_at_a_udp_port_agrees_with_the_thorough_one() {
+        let ports = [0x12, 0x34, 0, 53, 0, 8, 0, 0];
+        assert_eq!(udp_source_port(&v4_packet(UDP, &ports)), Some(0x1234));
+        assert_eq!(udp_source_port(&v4_packet(TCP, &ports)), None);
+        let mut fragment = v4_packet(UDP, &ports);
+        fragment[7] = 1;
+        assert_eq!(udp_source_port(&fragment), None, "no header in there");
+        let mut v6 = vec![0x60, 0, 0, 0, 0, 8, UDP, 64];
+        v6.resize(40, 1);
+        assert_eq!(udp_source_port(&v6), None);
+        v6.extend_from_slice(&ports);
+        assert_eq!(udp_source_port(&v6), Some(0x1234));
     }
 
     #[test]

@@ -145,7 +145,12 @@ mod tests {
 
     fn session(index: u32, at: Instant) -> Session {
         let key = || Zeroizing::new([1; 32]);
-        let keys = SessionKeys { cipher: Cipher::ChaCha20Poly1305, send: key(), receive: key() };
+        let keys = SessionKeys {
+            cipher: Cipher::ChaCha20Poly1305,
+            post_quantum: false,
+            send: key(),
+            receive: key(),
+        };
         Session::new(Role::Initiator, SessionIndex(index), SessionIndex(0), &keys, (0, 0), at)
     }
 

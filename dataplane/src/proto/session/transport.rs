@@ -36,6 +36,8 @@ pub enum Role {
 pub struct SessionKeys {
     /// For both directions.
     pub cipher: Cipher,
+    /// Whether a post-quantum secret is in them.
+    pub post_quantum: bool,
     /// For sealing.
     pub send: Zeroizing<[u8; 32]>,
     /// For opening.
@@ -65,6 +67,7 @@ pub struct Session {
     window: ReplayWindow,
     made: Instant,
     key_ids: (u32, u32),
+    post_quantum: bool,
 }
 
 impl Session {
@@ -87,6 +90,7 @@ impl Session {
             window: ReplayWindow::default(),
             made: now,
             key_ids,
+            post_quantum: keys.post_quantum,
         }
     }
 
@@ -149,6 +153,11 @@ impl Session {
         self.send.cipher()
     }
 
+    /// Whether a post-quantum secret is in its keys.
+    pub const fn post_quantum(&self) -> bool {
+        self.post_quantum
+    }
+
     /// When the handshake finished.
     pub const fn made(&self) -> Instant {
         self.made
@@ -189,6 +198,7 @@ mod tests {
     fn pair(cipher: Cipher) -> (Session, Session) {
         let keys = |send: u8, receive: u8| SessionKeys {
             cipher,
+            post_quantum: false,
             send: Zeroizing::new([send; 32]),
             receive: Zeroizing::new([receive; 32]),
         };

@@ -61,6 +61,7 @@ impl World {
             addresses: vec![IpNet::new(host.ip, 24).expect("24 fits")],
             mapped: Vec::new(),
             extra_sockets: self.extra_sockets,
+            lan_discovery: false,
         };
         if let Some(node) = &mut self.machines[machine].node {
             node.set_endpoints(endpoints, self.now);

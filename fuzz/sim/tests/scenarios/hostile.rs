@@ -64,7 +64,7 @@ fn another_machine_key_for_a_known_node_is_refused_even_after_a_restart() {
     world.run_for(secs(3));
     // Key and signature fit each other, but not what was pinned.
     let machine = MachineKey::from_seed(&[66; 32]).unwrap();
-    let key = machine.sign_node_key(Machine::make_node_key(66, 0).public(), 1_770_000_100);
+    let key = machine.sign_node_key(&Machine::make_node_key(66, 0), 1_770_000_100);
     let evil = |peer: &mut Peer| {
         peer.machine_key = machine.public();
         peer.node_key = Some(key.clone());

@@ -102,3 +102,20 @@ fn garbage_from_strangers_costs_no_answer_and_no_handshake() {
 fn frames_of_any(node: &mut Node) -> usize {
     std::iter::from_fn(|| node.poll_transmit(&mut Vec::new())).count()
 }
+
+#[test]
+fn a_datagram_of_ours_that_was_routed_into_the_mesh_goes_nowhere() {
+    let (mut nodes, _) = direct_pair();
+    let mut udp = packet([10, 0, 0, 1], [10, 0, 0, 2]);
+    udp[9] = 17;
+    udp.truncate(20);
+    for (port, own) in [(41_641u16, true), (41_642, false)] {
+        let mut datagram = udp.clone();
+        datagram.extend_from_slice(&port.to_be_bytes());
+        datagram.extend_from_slice(&[0, 53, 0, 8, 0, 0]);
+        let length = (datagram.len() as u16).to_be_bytes();
+        datagram[2..4].copy_from_slice(&length);
+        let outgoing = nodes[0].handle_packet(&mut room(&datagram), Checksum::Complete, at(2_000));
+        assert_eq!(outgoing == Outgoing::Dropped(DropReason::OwnDatagram), own, "{outgoing:?}");
+    }
+}

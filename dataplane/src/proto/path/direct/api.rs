@@ -104,3 +104,10 @@ pub struct PathInfo {
     /// The longest datagram.
     pub datagram: u16,
 }
+
+impl PathInfo {
+    /// The longest IP packet: the datagram with the headers of UDP (8) and IP (20 or 40).
+    pub const fn mtu(&self) -> u16 {
+        self.datagram.saturating_add(if self.place.remote.is_ipv4() { 28 } else { 48 })
+    }
+}

@@ -26,6 +26,7 @@ mod tests;
 mod track;
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use rand_core::RngCore;
@@ -37,6 +38,7 @@ use self::track::{Due, Purpose, Track};
 use super::backoff::jitter;
 use super::candidate::{Candidate, Kind};
 use super::message::{Call, Inner, Probe, ProbeAck};
+use super::nat::NatBehaviour;
 use crate::proto::time::Instant;
 
 pub use api::{Context, Local, Output, PathInfo, Place, Settings, SocketId};
@@ -110,6 +112,14 @@ impl Direct {
         self.punch.announced(candidates);
     }
 
+    /// The peer was heard on an own network, at one more address. `session`: there is one, so that it can be asked at once.
+    pub fn discovered(&mut self, address: SocketAddr, session: bool, context: &mut Context<'_>) {
+        let place = Place { socket: SocketId(0), remote: address };
+        if self.punch.discovered(address) && session && self.track_mut(place).is_none() {
+            self.ask(place, Kind::Discovered, Purpose::Search, context);
+        }
+    }
+
     /// Whether the peer is known to be there.
     pub fn knows(&self, place: Place) -> bool {
         self.tracks.iter().any(|track| track.place == place)
@@ -153,6 +163,11 @@ impl Direct {
         let track = self.tracks.iter().find(|track| track.place == selected.place)?;
         let (place, kind) = (track.place, track.kind);
         Some(PathInfo { place, kind, rtt: track.rtt.value(), datagram: track.mtu.good() })
+    }
+
+    /// What the peer has said of its NAT.
+    pub fn remote_nat(&self) -> Option<NatBehaviour> {
+        self.punch.called.then_some(self.punch.remote_nat)
     }
 
     /// The idle time after which a NAT on the way was found to forget, if one did.

@@ -46,6 +46,8 @@ const LONGEST_REST: Duration = Duration::from_mins(5);
 const AFTERGLOW: Duration = Duration::from_secs(1);
 /// Addresses asked in one round.
 const MAX_TARGETS: usize = 64;
+/// Addresses on own networks at which a peer was heard.
+const MAX_DISCOVERED: usize = 4;
 /// Earlier newest ports of a peer whose NAT counts.
 const MAX_NEWEST: usize = 3;
 /// Sockets that one end opens for a search at most.
@@ -92,6 +94,8 @@ pub(super) struct Punch {
     /// When to call again, while the peer has not answered.
     call_again: Option<Instant>,
     pub(super) remote: Candidates,
+    /// Heard on an own network, newest first.
+    discovered: VecDeque<Candidate>,
     pub(super) remote_nat: NatBehaviour,
     pub(super) called: bool,
     /// The peer's newest ports as it told them, newest first: what its NAT gave it for us after an earlier try is still there.
@@ -112,6 +116,7 @@ impl Default for Punch {
             resume: None,
             call_again: None,
             remote: Candidates::default(),
+            discovered: VecDeque::new(),
             remote_nat: NatBehaviour::default(),
             called: false,
             newest: VecDeque::new(),
@@ -228,6 +233,16 @@ impl Punch {
         }
     }
 
+    /// The peer was heard at an address on an own network; true: it was not known.
+    pub(super) fn discovered(&mut self, address: SocketAddr) -> bool {
+        let candidate = Candidate::new(Kind::Discovered, address);
+        let new = !self.discovered.contains(&candidate);
+        self.discovered.retain(|known| *known != candidate);
+        self.discovered.push_front(candidate);
+        self.discovered.truncate(MAX_DISCOVERED);
+        new
+    }
+
     /// The targets are about to be asked.
     pub(super) fn note_asked(&mut self, local: &Local) {
         let counted = |list: &Candidates| list.iter().copied().find(is_counted);
@@ -301,9 +316,13 @@ impl Punch {
 
     /// Which addresses to ask, and from which sockets, in order.
     pub(super) fn targets(&self, local: &Local) -> Vec<(Place, Kind)> {
+        let near = self.discovered.iter().filter(|candidate| local.may_ask(candidate));
+        let mut near: Vec<(SocketAddr, Kind)> =
+            near.map(|candidate| (candidate.address, candidate.kind)).collect();
+        let place = |socket, remote| Place { socket: SocketId(socket), remote };
         // Old ports of a NAT that counts would only cost some of its next ones.
         if !self.called && (self.remote_nat.is_symmetric() || local.nat.step().is_some()) {
-            return Vec::new();
+            return near.into_iter().map(|(remote, kind)| (place(0, remote), kind)).collect();
         }
         let foretold = self.remote_nat.step().filter(|_| local.nat.class() >= NatClass::PortRestricted);
         let is_foretold = |candidate: &Candidate| is_counted(candidate) && foretold.is_some();
@@ -316,8 +335,9 @@ impl Punch {
         let asked =
             self.remote.iter().filter(|candidate| !is_foretold(candidate) && local.may_ask(candidate));
         addresses.extend(asked.map(|candidate| (candidate.address, candidate.kind)));
-        addresses.truncate(MAX_TARGETS);
-        let place = |socket, remote| Place { socket: SocketId(socket), remote };
+        near.retain(|(address, _)| addresses.iter().all(|(known, _)| known != address));
+        addresses.truncate(MAX_TARGETS - near.len());
+        addresses.extend(near);
         let mut targets: Vec<_> =
             addresses.into_iter().map(|(remote, kind)| (place(0, remote), kind)).collect();
         // This end draws ports at random: as many mappings as there are sockets, for the other end to find one.

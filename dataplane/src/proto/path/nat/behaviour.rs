@@ -73,6 +73,32 @@ pub struct NatBehaviour {
     pub ports: Ports,
 }
 
+/// For people.
+impl std::fmt::Display for NatBehaviour {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self.mapping {
+            None => return f.write_str("NAT not known (no STUN server has answered)"),
+            Some(Mapping::Direct) => "no NAT",
+            Some(Mapping::EndpointIndependent) => "NAT with one outer port for everyone",
+            Some(Mapping::AddressDependent) => "NAT with an outer port for each address",
+            Some(Mapping::AddressAndPortDependent) => "NAT with an outer port for each destination",
+        })?;
+        match self.ports {
+            Ports::Unknown => {}
+            _ if self.mapping == Some(Mapping::Direct) => {}
+            Ports::Preserving => f.write_str(", which keeps port numbers")?,
+            Ports::Counting(step) => write!(f, ", which counts ports by {step}")?,
+            Ports::Random => f.write_str(", with random ports")?,
+        }
+        f.write_str(match self.filtering {
+            None => "",
+            Some(Filtering::EndpointIndependent) => "; open to anyone",
+            Some(Filtering::AddressDependent) => "; open to addresses that were sent to",
+            Some(Filtering::AddressAndPortDependent) => "; open to addresses and ports that were sent to",
+        })
+    }
+}
+
 impl NatBehaviour {
     /// type (1) ‖ step (2)
     pub const LEN: usize = 3;

@@ -122,6 +122,11 @@ impl Discovery {
         self.mapped
     }
 
+    /// The newest address as one server saw it.
+    pub fn seen_by(&self, server: SocketAddr) -> Option<SocketAddr> {
+        self.places.iter().find(|place| place.address == server)?.mapped
+    }
+
     /// What is known so far.
     pub const fn behaviour(&self) -> NatBehaviour {
         self.behaviour
@@ -273,7 +278,11 @@ impl Discovery {
                 self.add_place(first);
                 let slot = self.new_slot();
                 self.ask(Test::OtherAddress(slot), first, TEST_REQUESTS, rng, now);
-            } else if asked(first) && !asked(second) && !under_way(|t| matches!(t, Test::OtherAddress(_))) {
+            } else if asked(first)
+                && !asked(second)
+                && !under_way(|t| matches!(t, Test::OtherAddress(_)))
+                && self.needs_mapping_tests()
+            {
                 self.add_place(second);
                 let slot = self.new_slot();
                 self.ask(Test::OtherPort(slot), second, TEST_REQUESTS, rng, now);

@@ -12,6 +12,10 @@ pub struct Base64<const N: usize>(pub [u8; N]);
 
 /// An Ed25519 or X25519 public key.
 pub type PublicKey = Base64<32>;
+/// Of an ML-KEM-768 encapsulation key.
+pub const KEM_PUBLIC_LEN: usize = 1184;
+/// An ML-KEM-768 encapsulation key.
+pub type KemPublicKey = Base64<KEM_PUBLIC_LEN>;
 /// An Ed25519 signature.
 pub type Signature = Base64<64>;
 

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::frame::FrameType;
 use crate::proto::error::ErrorCode;
 use crate::proto::id::NodeId;
-pub use bytes::{Base64, PublicKey, Signature};
+pub use bytes::{Base64, KEM_PUBLIC_LEN, KemPublicKey, PublicKey, Signature};
 pub use secret::Secret;
 
 /// Why a payload is not the message it should be.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::bytes::{Base64, PublicKey, Signature};
+use super::bytes::{Base64, KemPublicKey, PublicKey, Signature};
 use super::secret::Secret;
 use crate::proto::id::{NetworkId, NodeId, RelayId, RouteId};
 
@@ -23,6 +23,9 @@ pub struct AuthChallenge {
 pub struct SignedNodeKey {
     /// X25519.
     pub public: PublicKey,
+    /// ML-KEM-768; whose record has one has no sessions without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kem: Option<Box<KemPublicKey>>,
     /// Unix seconds.
     pub created: u64,
     /// By the machine_key, `docs/protocol.md` §2.1.
@@ -253,6 +256,9 @@ pub struct Relay {
     pub region: String,
     /// `wss://host[:port]/ws/data`; `None`: STUN only.
     pub data_url: Option<String>,
+    /// Other names and addresses of the same relay, tried beside `data_url`; at most seven are looked at.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more_urls: Vec<String>,
     /// `sha256:` and the hex of the certificate's digest: accepted beside the usual roots.
     #[serde(default)]
     pub tls_pin: Option<String>,

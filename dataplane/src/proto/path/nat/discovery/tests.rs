@@ -161,6 +161,16 @@ fn one_server_with_two_addresses_is_enough_and_two_plain_ones_tell_the_mapping_a
 }
 
 #[test]
+fn an_address_whose_answer_would_say_nothing_new_is_not_asked() {
+    let nat = Nat::new(Mapping::EndpointIndependent, Filtering::AddressAndPortDependent, 1);
+    let mut lab = Lab::new(nat, &servers()[..1]);
+    lab.run(30);
+    assert_eq!(lab.discovery.behaviour().mapping, Some(Mapping::EndpointIndependent));
+    // What came from there to test the filter may have left a trace in the NAT, and would get another port.
+    assert!(!lab.nat.sent.contains(&SocketAddr::from(([192, 0, 2, 2], 3479))));
+}
+
+#[test]
 fn lost_datagrams_are_asked_again() {
     for lose_every in 3..9 {
         let nat = Nat::new(Mapping::EndpointIndependent, Filtering::EndpointIndependent, 1);
