@@ -337,7 +337,7 @@ fn inside_two_daemons() {
     controller.0.lock().unwrap().hold = true;
     let url = controller.start();
 
-    let mut one = Daemon::up(&url, "edge0", folder.path(), &["--p2p", "false"]);
+    let mut one = Daemon::up(&url, "edge0", folder.path(), &[]);
     let waiting = one.wait("a pending state", |status| status["controller"]["state"] == "pending");
     let advice = waiting["controller"]["message"].as_str().unwrap();
     assert!(advice.contains("edgelink-ctl node authorize 17"), "{advice}");
@@ -347,8 +347,7 @@ fn inside_two_daemons() {
     );
     controller.release();
 
-    let two =
-        Daemon::up(&url, "edge1", folder.path(), &["--p2p", "false", "--advertise-route", "192.168.50.0/24"]);
+    let two = Daemon::up(&url, "edge1", folder.path(), &["--advertise-route", "192.168.50.0/24"]);
     one.wait("everything", ready);
     two.wait("everything", ready);
 
@@ -379,7 +378,7 @@ fn inside_two_daemons() {
     one.child.kill().unwrap();
     one.child.wait().unwrap();
     assert!(one.folder.join("edge0.sock").exists());
-    let away = Daemon::up("ws://127.0.0.1:1", "edge0", folder.path(), &["--p2p", "false"]);
+    let away = Daemon::up("ws://127.0.0.1:1", "edge0", folder.path(), &[]);
     away.wait("an answer", |status| status["controller"]["state"] != "connected");
     assert_eq!(
         away.status().unwrap()["memberships"][0]["node_id"],
@@ -387,7 +386,7 @@ fn inside_two_daemons() {
         "another controller's configuration is not used"
     );
     drop(away);
-    let mut one = Daemon::up(&url, "edge0", folder.path(), &["--p2p", "false"]);
+    let mut one = Daemon::up(&url, "edge0", folder.path(), &[]);
     let status = one.wait("everything again", ready);
     assert_eq!(status["memberships"][0]["node_id"], 17);
 
@@ -422,9 +421,9 @@ fn inside_a_changed_machine_key() {
     controller.0.lock().unwrap().relays = vec![relay.entry()];
     controller.0.lock().unwrap().by_name = true;
     let url = controller.start();
-    let one = Daemon::up(&url, "edge0", folder.path(), &["--p2p", "false"]);
+    let one = Daemon::up(&url, "edge0", folder.path(), &[]);
     one.wait("the first", |status| status["controller"]["state"] == "connected");
-    let two = Daemon::up(&url, "edge1", folder.path(), &["--p2p", "false"]);
+    let two = Daemon::up(&url, "edge1", folder.path(), &[]);
     one.wait("everything", ready);
     let ping = |from: &Daemon| from.run(&["ping", "10.77.1.2", "-c", "1", "-W", "5"]).status.success();
     assert!(ping(&one), "{}", one.log());
@@ -437,7 +436,7 @@ fn inside_a_changed_machine_key() {
     let before = two.status().unwrap()["machine_key"].clone();
     drop(two);
     std::fs::remove_dir_all(folder.path().join("edge1")).unwrap();
-    let two = Daemon::up(&url, "edge1", folder.path(), &["--p2p", "false"]);
+    let two = Daemon::up(&url, "edge1", folder.path(), &[]);
     let after =
         two.wait("its own status", |status| status["controller"]["state"] == "connected")["machine_key"]
             .clone();
@@ -471,7 +470,7 @@ fn inside_a_changed_machine_key() {
     let kept = || std::fs::read_to_string(folder.path().join("edge0/pins.json")).unwrap_or_default();
     one.wait("the new pin on disk", |_| kept().contains(after.as_str().unwrap()));
     drop(one);
-    let one = Daemon::up(&url, "edge0", folder.path(), &["--p2p", "false"]);
+    let one = Daemon::up(&url, "edge0", folder.path(), &[]);
     one.wait("everything again", ready);
     assert!(ping(&one), "{}", one.log());
 }
