@@ -38,7 +38,7 @@ def ping(host: Host, address: str, count: int = 20, interval: float = 0.02, size
     done = subprocess.run(host.command(*args, address), check=False, capture_output=True, text=True)
     counts, rtt = _LOSS.search(done.stdout), _RTT.search(done.stdout)
     if counts is None:
-        if "unreachable" in done.stderr:  # no route: nothing was even sent
+        if "unreachable" in done.stderr or "No route to host" in done.stderr:  # nothing was even sent
             return Ping(100, None)
         msg = f"ping {address}: {done.stdout}{done.stderr}"
         raise RuntimeError(msg)

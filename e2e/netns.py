@@ -157,6 +157,35 @@ class Host:
         return process
 
 
+class Wire:
+    """Another wire than the internet: a LAN, with a switch of its own."""
+
+    def __init__(self, lab: Lab, name: str) -> None:
+        self.netns = lab.namespace(name)
+        self._ports: dict[str, str] = {}
+        run("ip", "-n", self.netns, "link", "add", "br0", "type", "bridge")
+        run("ip", "-n", self.netns, "link", "set", "br0", "up")
+
+    def join(self, host: Host, *addresses: str, interface: str = "eth1") -> None:
+        """Connects a host, with these addresses on its end."""
+        port = f"p{len(self._ports)}"
+        self._ports[host.name] = port
+        peer = ["peer", "name", interface, "netns", host.netns]
+        run("ip", "-n", self.netns, "link", "add", port, "type", "veth", *peer)
+        run("ip", "-n", self.netns, "link", "set", port, "master", "br0", "up")
+        host.run("ip", "link", "set", interface, "up")
+        for address in addresses:
+            host.run("ip", "address", "add", address, "dev", interface, *(["nodad"] if ":" in address else []))
+
+    def cut(self, host: Host) -> None:
+        """A broken switch: the host's interface has a carrier, and nobody is there."""
+        run("ip", "-n", self.netns, "link", "set", self._ports[host.name], "nomaster")
+
+    def mend(self, host: Host) -> None:
+        """As before."""
+        run("ip", "-n", self.netns, "link", "set", self._ports[host.name], "master", "br0")
+
+
 class Lab:
     """Hosts on one wire. Use as a context manager."""
 
@@ -183,11 +212,18 @@ class Lab:
         run("ip", "-n", name, "link", "set", "lo", "up")
         run("ip", "netns", "exec", name, "sysctl", "-qw", "net.ipv6.conf.all.accept_dad=0", check=False)
 
-    def host(self, name: str) -> Host:
-        """A new host on the wire."""
+    def namespace(self, name: str) -> str:
+        """A namespace for whatever a test needs beside hosts; its name."""
+        self._netns(f"{self.prefix}-{name}")
+        return f"{self.prefix}-{name}"
+
+    def host(self, name: str, *, internet: bool = True) -> Host:
+        """A new host on the wire, or on none yet."""
         number = 10 + len(self.hosts)
         host = Host(self, name, number)
         self._netns(host.netns)
+        if not internet:
+            return host
         port = f"p{number}"
         run("ip", "-n", self._switch, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", host.netns)
         run("ip", "-n", self._switch, "link", "set", port, "master", "br0", "up")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,15 @@ async def test_networks_nodes_and_routes(running: Running, client: httpx2.AsyncC
     grouped = (await client.get("/api/v1/routes")).json()["items"]
     assert [(group["cidr"], group["routes"][0]["id"]) for group in grouped] == [("192.168.0.0/16", route["id"])]
     assert (await client.delete(f"{path}/routes/{route['id']}")).status_code == 204
+
+    # What a node advertises is enabled at once, unless it is wide.
+    offers = ["192.168.9.0/24", "0.0.0.0/0", "::/0", "128.0.0.0/1", "fc00::/7"]
+    await node.send(FrameType.NODE_UPDATE, {"routes": [{"cidr": cidr} for cidr in offers]})
+    async with asyncio.timeout(5):
+        while len(rows := (await client.get("/api/v1/routes/all")).json()["items"]) < len(offers):
+            await asyncio.sleep(0.02)
+    assert {row["cidr"]: row["enabled"] for row in rows} == {cidr: cidr == offers[0] for cidr in offers}
+    await node.send(FrameType.NODE_UPDATE, {"routes": []})
     renamed = await client.put(path, json={"name": "crate"})
     assert renamed.json()["name"] == "crate"
     assert (await client.delete(path)).status_code == 204

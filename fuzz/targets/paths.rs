@@ -1,4 +1,4 @@
-//! What peers and strangers can say about paths: inner messages, STUN answers, and a machine that is told anything.
+//! What peers and strangers can say about paths and routes: inner messages, STUN answers, and a machine that is told anything.
 //! Input: any number of: kind (1) ‖ length (1) ‖ bytes.
 #![no_main]
 
@@ -10,6 +10,7 @@ use meshdp::proto::path::candidate::{Candidate, Kind};
 use meshdp::proto::path::direct::{Context, Direct, Local, Output, Place, SocketId};
 use meshdp::proto::path::message::Inner;
 use meshdp::proto::path::nat::Discovery;
+use meshdp::proto::routing::health::RoutesDown;
 use meshdp::proto::time::Instant;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -31,6 +32,11 @@ fuzz_target!(|input: &[u8]| {
         let (bytes, tail) = tail.split_at(usize::from(length).min(tail.len()));
         rest = tail;
         let from = Place { socket: SocketId(0), remote: ([203, 0, 113, kind >> 4], 5000).into() };
+        if let Some(message) = RoutesDown::parse(bytes) {
+            let mut again = Vec::new();
+            message.write(&mut again);
+            assert_eq!(RoutesDown::parse(&again), Some(message));
+        }
         let mut context = Context { local: &local, rng: &mut rng, now };
         match (kind & 7, Inner::parse(bytes)) {
             (0, _) => now += Duration::from_millis(u64::from(length) * 40),

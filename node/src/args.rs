@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 
 use crate::config::Secret;
-use crate::config::file::LogFormat;
+use crate::config::file::{LogFormat, NameMode};
 
 const ABOUT: &str = "Puts this machine on a private network: packets travel end-to-end encrypted, over HTTPS relays where nothing else passes.";
 
@@ -34,6 +34,7 @@ pub(crate) struct Cli {
 
 /// What to do.
 #[derive(Subcommand, Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one of them in the life of the program")]
 pub(crate) enum Command {
     /// Join the network: make the interface, sign in at the controller, connect to the relays
     Up(Box<UpArgs>),
@@ -129,6 +130,46 @@ pub(crate) struct Overrides {
     /// Whether to use the subnets that others advertise [default: true]
     #[arg(long, env = "EDGELINK_ACCEPT_ROUTES", value_name = "BOOL")]
     pub(crate) accept_routes: Option<bool>,
+    /// Offer to let out all traffic of nodes that choose this machine as their exit; the operator has to enable it (edgelink-ctl route enable)
+    #[arg(long, env = "EDGELINK_ADVERTISE_EXIT_NODE", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub(crate) advertise_exit_node: Option<bool>,
+    /// Forward packets between the mesh and the advertised subnets [default: true when there are any]
+    #[arg(long, env = "EDGELINK_GATEWAY", value_name = "BOOL")]
+    pub(crate) gateway: Option<bool>,
+    /// Give forwarded packets this machine's address, so that hosts there need no route back [default: true]
+    #[arg(long, env = "EDGELINK_SNAT", value_name = "BOOL")]
+    pub(crate) snat: Option<bool>,
+    /// The interface that the advertised subnets are behind [default: by the routes]
+    #[arg(long, env = "EDGELINK_LAN_INTERFACE", value_name = "NAME")]
+    pub(crate) lan_interface: Option<String>,
+    /// A host in an advertised subnet that is asked whether it is there, by ping or at a TCP port: without it peers take other gateways; may be given several
+    /// times
+    #[arg(
+        long = "lan-probe",
+        env = "EDGELINK_LAN_PROBES",
+        value_name = "ADDRESS[:PORT]",
+        value_delimiter = ','
+    )]
+    pub(crate) lan_probes: Vec<String>,
+    /// Send all traffic through this peer (its name, name.network, address or id), and none past it when it is not there
+    #[arg(long, env = "EDGELINK_EXIT_NODE", value_name = "NODE")]
+    pub(crate) exit_node: Option<String>,
+    /// With an exit node: go on reaching the networks that this machine is on [default: false]
+    #[arg(
+        long,
+        env = "EDGELINK_EXIT_NODE_ALLOW_LAN",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        default_missing_value = "true"
+    )]
+    pub(crate) exit_node_allow_lan: Option<bool>,
+    /// With an exit node: a network that is reached past it; may be given several times
+    #[arg(long, env = "EDGELINK_EXIT_NODE_OUTSIDE", value_name = "CIDR", value_delimiter = ',')]
+    pub(crate) exit_node_outside: Vec<IpNet>,
+    /// How nodes are found by name (NAME.NETWORK.edge.internal): off; serve: answer only; resolved: have systemd-resolved ask; resolv-conf: take the place of
+    /// /etc/resolv.conf; auto: resolved where that runs, else serve [default: auto]
+    #[arg(long, env = "EDGELINK_NAMES", value_name = "MODE")]
+    pub(crate) names: Option<NameMode>,
     /// Whether sessions need a post-quantum secret; the same for all nodes of a network [default: true]
     #[arg(long, env = "EDGELINK_POST_QUANTUM", value_name = "BOOL")]
     pub(crate) post_quantum: Option<bool>,

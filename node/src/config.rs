@@ -6,24 +6,32 @@
 
 pub(crate) mod file;
 
+pub(crate) use file::NameMode;
+
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use meshdp::engine::tls::{self, Pin};
 use meshdp::proto::dial::proxy::ProxyRules;
+use meshdp::proto::routing::exit::is_wide;
 use meshdp::proto::wire::control::node::AdvertisedRoute;
 use serde::Deserialize;
 
 use crate::args::Overrides;
 use crate::control::url::ControllerUrl;
+use crate::host::probe::Probe;
 use file::{Cipher, ConfigFile, LogFormat};
 
 /// The interface unless one is named.
 pub(crate) const DEFAULT_INTERFACE: &str = "edge0";
+
+/// RFC 9476 and ICANN have set `internal` aside for this.
+const SUFFIX: &str = "edge.internal";
 
 /// Everything the daemon needs to know.
 #[derive(Clone, Debug)]
@@ -50,6 +58,12 @@ pub(crate) struct Settings {
     pub(crate) mtu: Option<u16>,
     /// Subnets this machine is a gateway to.
     pub(crate) advertise_routes: Vec<AdvertisedRoute>,
+    /// How packets get from the mesh to those.
+    pub(crate) gateway: Gateway,
+    /// Through whom all traffic goes.
+    pub(crate) exit: Exit,
+    /// How nodes are found by name.
+    pub(crate) names: NameSettings,
     /// Whether the system's routing table gets the subnets of others.
     pub(crate) accept_routes: bool,
     /// Whether sessions need a post-quantum secret.
@@ -90,6 +104,42 @@ pub(crate) struct Controller {
     pub(crate) ca_file: Option<PathBuf>,
     /// SHA-256 of the certificate to trust beside the roots.
     pub(crate) tls_pin: Option<Pin>,
+}
+
+/// How packets get from the mesh to advertised subnets.
+#[derive(Clone, Debug)]
+pub(crate) struct Gateway {
+    /// Whether the daemon sets up forwarding.
+    pub(crate) enabled: bool,
+    /// Whether they leave with this machine's address.
+    pub(crate) snat: bool,
+    /// The only interface that counts.
+    pub(crate) lan_interface: Option<String>,
+    /// Hosts that are asked whether they are there.
+    pub(crate) probes: Vec<Probe>,
+}
+
+/// Through whom all traffic goes.
+#[derive(Clone, Debug)]
+pub(crate) struct Exit {
+    /// The peer; `None`: every packet takes its usual way.
+    pub(crate) node: Option<String>,
+    /// Whether networks that this machine is on stay reachable.
+    pub(crate) allow_lan: bool,
+    /// Destinations that are reached past it.
+    pub(crate) outside: Vec<IpNet>,
+}
+
+/// How nodes are found by name.
+#[derive(Clone, Debug)]
+pub(crate) struct NameSettings {
+    pub(crate) mode: NameMode,
+    /// What all names end with.
+    pub(crate) suffix: String,
+    /// Asked about other names; empty: those that the system had.
+    pub(crate) upstream: Vec<IpAddr>,
+    /// The system's own file.
+    pub(crate) resolv_conf: PathBuf,
 }
 
 /// A string that stays out of logs.
@@ -147,6 +197,29 @@ pub(crate) fn default_state_dir() -> PathBuf {
     let system = || PathBuf::from("/var/lib");
     if rustix::process::geteuid().is_root() { system() } else { home().unwrap_or_else(system) }
         .join("edgelink")
+}
+
+/// Which daemon a command means.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) interface: String,
+    pub(crate) state_dir: PathBuf,
+}
+
+impl Place {
+    /// By flags, then the file. The file is a hint: one that cannot be read, or is broken, is as good as none.
+    pub(crate) fn of(args: &crate::args::ClientArgs) -> Self {
+        let file = load(args.config.as_deref()).unwrap_or_default();
+        let state_dir = args.state_dir.clone().or(file.state_dir);
+        Self {
+            interface: args
+                .interface
+                .clone()
+                .or(file.tun.name)
+                .unwrap_or_else(|| DEFAULT_INTERFACE.to_owned()),
+            state_dir: state_dir.map_or_else(default_state_dir, |path| expand(&path)),
+        }
+    }
 }
 
 /// Where the keys are, for a command that needs nothing else of the settings.
@@ -208,20 +281,17 @@ fn merge(
     if let Some(mtu) = mtu.filter(|mtu| !(1280..=9000).contains(mtu)) {
         bail!("tun.mtu is {mtu}, expected 1280 (IPv6 needs that much) to 9000");
     }
-    let advertise_routes = if overrides.advertise_routes.is_empty() {
+    let mut advertise_routes: Vec<AdvertisedRoute> = if overrides.advertise_routes.is_empty() {
         file.advertise_routes.into_iter().map(AdvertisedRoute::from).collect()
     } else {
         overrides.advertise_routes.iter().map(|&cidr| advertised(cidr)).collect()
     };
-    if file.gateway_mode.enabled == Some(true) {
-        let lan = file.gateway_mode.lan_interface.as_deref().unwrap_or("eth0");
-        bail!(
-            "gateway_mode.enabled is true, but this version does not set up forwarding and SNAT by itself. Set it to false and run:\n  \
-             sysctl -w net.ipv4.ip_forward=1\n  nft add table ip edgelink\n  \
-             nft 'add chain ip edgelink snat {{ type nat hook postrouting priority srcnat; }}'\n  \
-             nft add rule ip edgelink snat oifname {lan} masquerade"
-        );
+    if overrides.advertise_exit_node.or(file.advertise_exit_node) == Some(true) {
+        let all = [IpNet::from(Ipv4Net::default()), IpNet::from(Ipv6Net::default())];
+        advertise_routes.extend(all.map(advertised));
     }
+    let gateway = merge_gateway(overrides, file.gateway_mode, !advertise_routes.is_empty())?;
+    let exit = merge_exit(overrides, file.exit_node, &advertise_routes)?;
     if let Some(keepalive) = file.p2p.keepalive_interval_seconds.filter(|s| !(5..=55).contains(s)) {
         bail!(
             "p2p.keepalive_interval_seconds is {keepalive}, expected 5 to 55 (most NATs forget after 60 to 120)"
@@ -244,6 +314,14 @@ fn merge(
         interface,
         mtu,
         advertise_routes,
+        gateway,
+        exit,
+        names: NameSettings {
+            mode: overrides.names.or(file.names.mode).unwrap_or_default(),
+            suffix: file.names.suffix.unwrap_or_else(|| SUFFIX.to_owned()),
+            upstream: file.names.upstream,
+            resolv_conf: file.names.resolv_conf.unwrap_or_else(|| PathBuf::from("/etc/resolv.conf")),
+        },
         accept_routes: overrides.accept_routes.or(file.accept_routes).unwrap_or(true),
         post_quantum: overrides.post_quantum.or(file.post_quantum).unwrap_or(true),
         cipher: file.cipher.unwrap_or_default(),
@@ -258,6 +336,41 @@ fn merge(
         log_level: overrides.log.clone().or(file.log.level).unwrap_or_else(|| "info".to_owned()),
         log_format: overrides.log_format.or(file.log.format).unwrap_or_default(),
     })
+}
+
+fn merge_gateway(overrides: &Overrides, file: file::GatewayMode, offers: bool) -> anyhow::Result<Gateway> {
+    let lan_interface = overrides.lan_interface.clone().or(file.lan_interface);
+    if let Some(name) = &lan_interface {
+        check_interface(name)?;
+    }
+    let probes = if overrides.lan_probes.is_empty() { &file.probes } else { &overrides.lan_probes };
+    Ok(Gateway {
+        enabled: overrides.gateway.or(file.enabled).unwrap_or(offers),
+        snat: overrides.snat.or(file.snat).unwrap_or(true),
+        lan_interface,
+        probes: probes.iter().map(|probe| probe.parse()).collect::<Result<_, _>>().context("LAN probe")?,
+    })
+}
+
+fn merge_exit(
+    overrides: &Overrides,
+    file: file::ExitNode,
+    offers: &[AdvertisedRoute],
+) -> anyhow::Result<Exit> {
+    let outside = file.outside.into_iter().map(|network| network.0);
+    // `--exit-node ""` takes back what the file says.
+    let node = overrides.exit_node.clone().or(file.node).filter(|node| !node.is_empty());
+    if node.is_some() && offers.iter().any(|route| is_wide(route.cidr)) {
+        bail!(
+            "this machine cannot be an exit for others and have one itself: drop one of advertise_exit_node and exit_node"
+        );
+    }
+    let outside = if overrides.exit_node_outside.is_empty() {
+        outside.collect()
+    } else {
+        overrides.exit_node_outside.clone()
+    };
+    Ok(Exit { node, allow_lan: overrides.exit_node_allow_lan.or(file.allow_lan).unwrap_or(false), outside })
 }
 
 fn merge_controller(overrides: &Overrides, file: file::ControllerEntry) -> anyhow::Result<Controller> {
@@ -340,6 +453,43 @@ mod tests {
         assert!(settings.post_quantum);
         assert_eq!(settings.log_level, "info");
         assert_eq!(settings.controller.url.path(), "/ws/control");
+    }
+
+    #[test]
+    fn gateway_mode_follows_what_is_advertised_unless_it_is_said() {
+        let settings = |text: &str| {
+            let file = meshdp::config::parse(Path::new("node.toml"), text).unwrap();
+            merge(&overrides(), file)
+        };
+        let lan = "[[advertise_routes]]\ncidr = \"192.168.1.0/24\"\n";
+        assert!(!settings("").unwrap().gateway.enabled);
+        assert!(settings(lan).unwrap().gateway.enabled && settings(lan).unwrap().gateway.snat);
+        let off = settings(&format!(
+            "{lan}[gateway_mode]\nenabled = false\nsnat = false\nprobes = [\"192.168.1.1\"]\n"
+        ))
+        .unwrap();
+        assert!(!off.gateway.enabled && !off.gateway.snat);
+        assert_eq!(off.gateway.probes, ["192.168.1.1".parse().unwrap()]);
+        assert!(settings("[gateway_mode]\nprobes = [\"router\"]\n").is_err());
+    }
+
+    #[test]
+    fn an_exit_is_a_name_or_a_table_and_not_an_exit_itself() {
+        let settings = |text: &str| {
+            let file = meshdp::config::parse(Path::new("node.toml"), text).unwrap();
+            merge(&overrides(), file)
+        };
+        assert_eq!(settings("exit_node = \"server\"\n").unwrap().exit.node.as_deref(), Some("server"));
+        let table = "[exit_node]\nnode = \"server\"\nallow_lan = true\noutside = [\"203.0.113.0/24\"]\n";
+        let exit = settings(table).unwrap().exit;
+        assert!(exit.allow_lan && exit.outside == ["203.0.113.0/24".parse().unwrap()]);
+        let both = settings("exit_node = \"server\"\nadvertise_exit_node = true\n").unwrap_err().to_string();
+        assert!(both.contains("advertise_exit_node"), "{both}");
+        let offers = settings("advertise_exit_node = true\n").unwrap().advertise_routes;
+        assert_eq!(
+            offers.iter().map(|route| route.cidr.to_string()).collect::<Vec<_>>(),
+            ["0.0.0.0/0", "::/0"]
+        );
     }
 
     #[test]

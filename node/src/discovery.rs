@@ -8,6 +8,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket as StdSocket};
 use std::num::NonZeroU32;
 
+use meshdp::engine::socket::keep_outside;
 use meshdp::proto::path::beacon::{Budget, GROUP4, GROUP6, MAX_LEN, PORT};
 use meshdp::proto::time::Instant as Moment;
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, SockAddr, Socket, Type};
@@ -132,6 +133,7 @@ async fn listen(socket: UdpSocket, out: mpsc::Sender<Vec<u8>>) {
 fn open((link, v4): Place) -> io::Result<StdSocket> {
     let domain = if v4 { Domain::IPV4 } else { Domain::IPV6 };
     let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+    keep_outside(&socket);
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     let index = NonZeroU32::new(link);

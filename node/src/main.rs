@@ -1,7 +1,7 @@
 //! `edgelink`: EdgeLink's node, the daemon and its command line in one program.
 //!
 //! [`args`] reads the command line, [`command`] has a file per command. `up` runs the [`daemon`]: [`config`] and [`keys`] from disk, the [`control`] link to the
-//! controller, the data thread of `meshdp::engine::node` for the packets, and [`system`] for addresses and routes. The other commands talk
+//! controller, the data thread of `meshdp::engine::node` for the packets, and [`system`] for the interface, [`host`] for routes, forwarding and the like, [`names`] for the resolver. The other commands talk
 //! to the daemon over [`ipc`].
 
 mod args;
@@ -10,9 +10,11 @@ mod config;
 mod control;
 mod daemon;
 mod discovery;
+mod host;
 mod ipc;
 mod keys;
 mod mapping;
+mod names;
 mod netcheck;
 mod network;
 mod system;

@@ -1,8 +1,7 @@
-//! What the kernel has to know about the interface: addresses, MTU, up, and the routes that lead into it.
+//! What the kernel has to know about the interface: addresses, MTU, up. Routes that lead into it are the business of [`crate::host`].
 //!
 //! Everything is done over rtnetlink in the current network namespace, which needs CAP_NET_ADMIN and nothing else. Only what this process added is ever
-//! removed: routes and addresses of others stay, and what belongs to the interface goes with it when the device is closed, `kill -9` included. Routes to
-//! subnets get a high metric, so that a machine that is itself on such a subnet goes on using its own wire.
+//! removed: addresses of others stay, and what belongs to the interface goes with it when the device is closed, `kill -9` included.
 
 use std::collections::BTreeSet;
 #[cfg(test)]
@@ -13,13 +12,8 @@ use anyhow::{Context as _, bail};
 use futures_util::TryStreamExt as _;
 use ipnet::IpNet;
 use rtnetlink::packet_route::link::LinkAttribute;
-use rtnetlink::packet_route::route::RouteProtocol;
-use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkUnspec};
 
-/// Behind the kernel's own routes (0 for IPv4, 256 for IPv6) and those of DHCP clients and network managers (100 to 1024).
-const ROUTE_METRIC: u32 = 2048;
-/// Marks our routes in `ip route` (an unassigned number; see /etc/iproute2/rt_protos).
-const ROUTE_PROTOCOL: RouteProtocol = RouteProtocol::Other(0xE1);
 /// Of the interface, packets: bursts wait in the kernel while the data thread or a relay's socket is busy. Against 500 that was 45 % more of a flood of small packets
 /// (2 vCPU Sapphire Rapids guest, Linux 6.18).
 const TX_QUEUE: u32 = 5000;
@@ -32,7 +26,6 @@ pub(crate) struct System {
     index: u32,
     name: String,
     addresses: BTreeSet<IpNet>,
-    routes: BTreeSet<IpNet>,
 }
 
 impl System {
@@ -43,13 +36,7 @@ impl System {
         tokio::spawn(connection);
         let link = netlink.link().get().match_name(name).execute().try_next().await;
         let Ok(Some(link)) = link else { bail!("the interface {name} is not there") };
-        Ok(Self {
-            netlink,
-            index: link.header.index,
-            name: name.to_owned(),
-            addresses: BTreeSet::new(),
-            routes: BTreeSet::new(),
-        })
+        Ok(Self { netlink, index: link.header.index, name: name.to_owned(), addresses: BTreeSet::new() })
     }
 
     /// Its number.
@@ -152,52 +139,6 @@ impl System {
         Ok(())
     }
 
-    /// Makes `wanted` the subnets that we route into the interface. Says what did not work and goes on.
-    pub(crate) async fn set_routes(&mut self, wanted: BTreeSet<IpNet>) -> Vec<anyhow::Error> {
-        let mut errors = Vec::new();
-        for route in self.routes.difference(&wanted).copied().collect::<Vec<_>>() {
-            match self.netlink.route().del(self.route(route)).execute().await {
-                Ok(()) => tracing::info!(%route, interface = %self.name, "removed route"),
-                Err(error) => errors.push(anyhow::anyhow!("cannot remove the route to {route}: {error}")),
-            }
-            self.routes.remove(&route);
-        }
-        for route in wanted.difference(&self.routes).copied().collect::<Vec<_>>() {
-            if route.prefix_len() == 0 {
-                errors.push(anyhow::anyhow!(
-                    "a peer offers {route} (all traffic): this version does not use exit nodes; not added"
-                ));
-                continue;
-            }
-            match self.netlink.route().add(self.route(route)).execute().await {
-                Ok(()) => {
-                    tracing::info!(%route, interface = %self.name, "added route");
-                    self.routes.insert(route);
-                }
-                Err(error) => errors.push(anyhow::anyhow!("cannot add the route to {route}: {error}")),
-            }
-        }
-        errors
-    }
-
-    fn route(&self, to: IpNet) -> rtnetlink::packet_route::route::RouteMessage {
-        match to.trunc() {
-            IpNet::V4(to) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
-                .destination_prefix(to.addr(), to.prefix_len())
-                .output_interface(self.index)
-                .priority(ROUTE_METRIC)
-                .protocol(ROUTE_PROTOCOL)
-                .scope(rtnetlink::packet_route::route::RouteScope::Link)
-                .build(),
-            IpNet::V6(to) => RouteMessageBuilder::<std::net::Ipv6Addr>::new()
-                .destination_prefix(to.addr(), to.prefix_len())
-                .output_interface(self.index)
-                .priority(ROUTE_METRIC)
-                .protocol(ROUTE_PROTOCOL)
-                .build(),
-        }
-    }
-
     /// Waits until the interface is gone, which the kernel may do a moment after its descriptor is closed. `false`: it still is there.
     pub(crate) async fn wait_gone(&self, limit: Duration) -> bool {
         let gone = async {
@@ -208,11 +149,6 @@ impl System {
             }
         };
         tokio::time::timeout(limit, gone).await.is_ok()
-    }
-
-    /// The subnets routed into the interface.
-    pub(crate) fn routes(&self) -> &BTreeSet<IpNet> {
-        &self.routes
     }
 
     /// Whether `address` is one that we have put there.
@@ -272,16 +208,16 @@ mod tests {
     }
 
     #[test]
-    fn addresses_and_routes_come_and_go_with_the_device() {
-        in_namespace("system::tests::inside_addresses_and_routes");
+    fn addresses_come_and_go_with_the_device() {
+        in_namespace("system::tests::inside_addresses");
     }
 
     #[test]
-    #[ignore = "run by addresses_and_routes_come_and_go_with_the_device in a namespace"]
-    fn inside_addresses_and_routes() {
+    #[ignore = "run by addresses_come_and_go_with_the_device in a namespace"]
+    fn inside_addresses() {
         let device = match Device::open("edgetest0") {
             Ok(device) => device,
-            Err(error) => return println!("SKIPPED inside_addresses_and_routes: {error}"),
+            Err(error) => return println!("SKIPPED inside_addresses: {error}"),
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
@@ -289,8 +225,6 @@ mod tests {
             system.bring_up(1380).await.unwrap();
             let errors = system.set_addresses(nets(&["10.9.1.5/24", "10.9.2.5/24", "fd12:1::5/64"])).await;
             assert!(errors.is_empty(), "{errors:?}");
-            let errors = system.set_routes(nets(&["192.168.77.0/24", "fd12:77::/48", "0.0.0.0/0"])).await;
-            assert_eq!(errors.len(), 1, "{errors:?}");
             let shown = ip("-d link show dev edgetest0");
             assert!(shown.contains("qlen 5000") && shown.contains("gso_max_size 60600"), "{shown}");
             let shown = ip("addr show dev edgetest0");
@@ -300,25 +234,16 @@ mod tests {
             );
             assert!(shown.contains("fd12:1::5/64") && !shown.contains("fe80::"), "{shown}");
             assert!(system.has_address("fd12:1::5".parse().unwrap()));
-            assert!(
-                ip("route").contains("192.168.77.0/24 dev edgetest0") && ip("route").contains("metric 2048"),
-                "{}",
-                ip("route")
-            );
-            assert!(ip("-6 route").contains("fd12:77::/48 dev edgetest0"), "{}", ip("-6 route"));
 
             // What somebody else put there stays.
             ip("addr add 10.9.3.5/24 dev edgetest0");
-            ip("route add 192.168.78.0/24 dev edgetest0");
             assert!(system.set_addresses(nets(&["10.9.2.5/24"])).await.is_empty());
-            assert!(system.set_routes(nets(&[])).await.is_empty());
             let shown = ip("addr show dev edgetest0");
             assert!(
                 !shown.contains("10.9.1.5") && !shown.contains("fd12:1::5") && shown.contains("10.9.2.5"),
                 "{shown}"
             );
-            assert!(shown.contains("10.9.3.5") && ip("route").contains("192.168.78.0/24"), "{shown}");
-            assert!(!ip("route").contains("192.168.77.0"));
+            assert!(shown.contains("10.9.3.5"), "{shown}");
             system.set_mtu(1300).await.unwrap();
             assert!(ip("link show dev edgetest0").contains("mtu 1300"));
 

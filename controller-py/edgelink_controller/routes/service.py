@@ -1,7 +1,7 @@
 """Routes: a node offers a destination outside of the mesh to its network.
 
-What a node advertises is enabled at once when `security.auto_enable_routes` says so, except a default route: that
-one would take all traffic of everybody and is always an operator's decision.
+What a node advertises is enabled at once when `security.auto_enable_routes` says so, except a default route, or one
+nearly as wide: that would take all traffic of whoever chooses the node as exit, and is always an operator's decision.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from edgelink_controller.routes.schemas import RouteCreate, RouteGroup, RouteOut
 from edgelink_controller.settings.service import SettingService
 
 MAX_ADVERTISED = 256
+# Shorter prefixes are wide (docs/protocol.md section 2.5): 10.0.0.0/8 and fd00::/8 are subnets that people have.
+SUBNET_PREFIX = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class RouteService:
         for cidr, offer in wanted.items():
             existing = known.get(cidr)
             if existing is None:
-                enabled = auto and ipaddress.ip_network(cidr).prefixlen > 0
+                enabled = auto and ipaddress.ip_network(cidr).prefixlen >= SUBNET_PREFIX
                 create = RouteCreate(cidr=cidr, priority=offer.priority, weight=offer.weight, enabled=enabled)
                 await self.add(node_id, network_id, create, origin="node")
 

@@ -4,7 +4,7 @@ mod round_trip;
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 pub(super) use round_trip::round_trip;
 use rustix::io::Errno;
@@ -15,6 +15,10 @@ use crate::packet::offload::Write;
 
 /// Connections that may wait to be accepted: bursts of reconnecting nodes after a relay restart.
 const BACKLOG: i32 = 4096;
+
+/// The firewall mark of what a node itself sends: rules of routing let it pass by the routes into the mesh, which carry everything else. One bit, so that
+/// others' marks stay.
+pub const OWN_TRAFFIC: u32 = 0x0100_0000;
 
 /// A socket could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -88,10 +92,18 @@ pub fn udp_socket(address: SocketAddr, shared: bool) -> Result<OwnedFd, SocketEr
     make().map(OwnedFd::from).map_err(explain(address))
 }
 
-/// A bound UDP socket of one family only.
+/// Marks a socket as one that carries the mesh, rather than being carried by it. Without the right to (CAP_NET_ADMIN) nothing happens: there is no interface either.
+pub fn keep_outside(socket: &impl AsFd) {
+    if let Err(error) = socket2::SockRef::from(socket).set_mark(OWN_TRAFFIC) {
+        tracing::debug!(%error, "a socket goes without a mark");
+    }
+}
+
+/// A bound UDP socket of one family only, which carries the mesh.
 pub(super) fn udp_socket_apart(address: SocketAddr) -> Result<OwnedFd, SocketError> {
     let make = || -> io::Result<Socket> {
         let socket = bindable(address, Type::DGRAM, Protocol::UDP)?;
+        keep_outside(&socket);
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
         }
@@ -109,9 +121,10 @@ pub fn local_address(socket: &OwnedFd) -> io::Result<SocketAddr> {
         .ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
 }
 
-/// A TCP socket that is connecting; writable when that is done.
+/// A TCP socket that carries the mesh and is connecting; writable when that is done.
 pub(super) fn connecting(address: SocketAddr) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    keep_outside(&socket);
     match socket.connect(&SockAddr::from(address)) {
         Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
         _ => Ok(OwnedFd::from(socket)),

@@ -25,5 +25,6 @@ pub mod scenario;
 pub mod world;
 
 pub use link::Quality;
+pub use model::Model;
 pub use scenario::run;
 pub use world::World;

@@ -241,6 +241,15 @@ impl World {
         }
     }
 
+    /// From now on nothing passes on a machine's connections, and nobody is told.
+    pub fn mute(&mut self, machine: usize) {
+        for number in self.machines[machine].connections.values() {
+            if let Some(connection) = self.connections.get_mut(number) {
+                connection.black_hole = true;
+            }
+        }
+    }
+
     /// From now on a machine cannot connect to a relay.
     pub fn block(&mut self, machine: usize, relay: RelayId) {
         self.blocked.insert((machine, relay));
@@ -263,6 +272,14 @@ impl World {
     pub fn echo(&mut self, machine: usize, to: NodeId, id: u64, size: usize) {
         let node = self.machines[machine].node.as_mut().expect("the machine runs");
         node.echo(to, id, size, self.now).expect("the node sends the echo");
+        self.drain_machine(machine);
+    }
+
+    /// A gateway loses subnets behind it, or has them back.
+    pub fn routes_down(&mut self, machine: usize, down: Vec<ipnet::IpNet>) {
+        if let Some(node) = &mut self.machines[machine].node {
+            node.set_routes_down(down, self.now);
+        }
         self.drain_machine(machine);
     }
 

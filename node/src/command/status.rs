@@ -119,6 +119,19 @@ fn text(status: &Status) -> String {
             status.endpoints.iter().map(|e| format!("{} ({})", e.address, e.kind)).collect();
         let _ = writeln!(out, "\nreachable at {}; {}", kinds.join(", "), status.nat);
     }
+    if !status.routes_down.is_empty() {
+        println!("\nadvertised, and cannot be reached from here: {}", join(&status.routes_down));
+    }
+    if let Some(exit) = &status.exit {
+        if exit.routes.is_empty() {
+            println!(
+                "\nexit node {}: not there, or not enabled by the operator. Nothing leaves this machine",
+                exit.name
+            );
+        } else {
+            println!("\nexit node {}: takes {}", exit.name, join(&exit.routes));
+        }
+    }
     if !status.drops.is_empty() {
         let drops: Vec<String> =
             status.drops.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
@@ -150,6 +163,7 @@ fn peers(peers: &[Peer]) -> String {
         table(&["PEER", "NODE", "NETWORK", "ADDRESSES", "STATE", "PATH", "RTT", "SENT", "RECEIVED"]);
     for peer in peers {
         let state = match (peer.session.as_str(), peer.online) {
+            _ if peer.silent => "silent",
             ("established", _) => "connected",
             ("none", true) => "online",
             ("none", false) => "offline",

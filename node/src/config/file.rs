@@ -3,6 +3,7 @@
 //! [`meshdp::config`] reads it. A key that is not there is refused: a misspelt `accept_route` that silently does nothing costs an evening.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
@@ -32,9 +33,14 @@ pub(crate) struct ConfigFile {
     pub(crate) tun: Tun,
     pub(crate) advertise_routes: Vec<RouteEntry>,
     pub(crate) accept_routes: Option<bool>,
+    pub(crate) advertise_exit_node: Option<bool>,
     pub(crate) post_quantum: Option<bool>,
     pub(crate) cipher: Option<Cipher>,
     pub(crate) gateway_mode: GatewayMode,
+    #[serde(deserialize_with = "mode_or_table")]
+    pub(crate) names: Names,
+    #[serde(deserialize_with = "node_or_table")]
+    pub(crate) exit_node: ExitNode,
     pub(crate) p2p: P2p,
     pub(crate) relay: Relay,
     #[serde(deserialize_with = "level_or_table")]
@@ -83,15 +89,53 @@ impl From<RouteEntry> for AdvertisedRoute {
 /// `gateway_mode`
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-#[allow(
-    dead_code,
-    reason = "keys of the format that a later gateway mode reads; known so that they are not refused"
-)]
 pub(crate) struct GatewayMode {
     pub(crate) enabled: Option<bool>,
     pub(crate) snat: Option<bool>,
     pub(crate) lan_interface: Option<String>,
+    pub(crate) probes: Vec<String>,
 }
+
+/// `exit_node`: a peer, or a table.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ExitNode {
+    pub(crate) node: Option<String>,
+    pub(crate) allow_lan: Option<bool>,
+    pub(crate) outside: Vec<Network>,
+}
+
+/// `names`: a mode, or a table.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Names {
+    pub(crate) mode: Option<NameMode>,
+    pub(crate) suffix: Option<String>,
+    pub(crate) upstream: Vec<IpAddr>,
+    pub(crate) resolv_conf: Option<PathBuf>,
+}
+
+/// How nodes are found by name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum NameMode {
+    /// Not at all.
+    Off,
+    /// By whoever asks the node's resolver.
+    Serve,
+    /// systemd-resolved asks it.
+    Resolved,
+    /// It takes the place of the system's resolv.conf.
+    ResolvConf,
+    /// `Resolved` where that runs, else `Serve`.
+    #[default]
+    Auto,
+}
+
+/// A network in a list.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Network(#[serde(deserialize_with = "meshdp::config::network")] pub(crate) IpNet);
 
 /// `p2p`
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -147,6 +191,34 @@ fn url_or_table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Controller
     text_or_table(deserializer, "a URL, or a table with the key \"url\"", |url| ControllerEntry {
         url: Some(url),
         ..ControllerEntry::default()
+    })
+}
+
+fn mode_or_table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Names, D::Error> {
+    struct Either;
+    impl<'de> de::Visitor<'de> for Either {
+        type Value = Names;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("off, serve, resolved, resolv-conf or auto, or a table with the key \"mode\"")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Names, E> {
+            let mode = NameMode::deserialize(de::value::StrDeserializer::<E>::new(text))?;
+            Ok(Names { mode: Some(mode), ..Names::default() })
+        }
+
+        fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Names, A::Error> {
+            Names::deserialize(MapAccessDeserializer::new(map))
+        }
+    }
+    deserializer.deserialize_any(Either)
+}
+
+fn node_or_table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ExitNode, D::Error> {
+    text_or_table(deserializer, "the name of a peer, or a table with the key \"node\"", |node| ExitNode {
+        node: Some(node),
+        ..ExitNode::default()
     })
 }
 

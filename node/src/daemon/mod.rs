@@ -30,7 +30,7 @@ use meshdp::engine::Prefer;
 use meshdp::engine::dial::Outbound;
 use meshdp::engine::node::{Command, Endpoints, Options, Report};
 use meshdp::proto::id::NodeId;
-use meshdp::proto::node::Event;
+use meshdp::proto::node::{Event, NodeStatus};
 use meshdp::proto::wire::control::PublicKey;
 use meshdp::proto::wire::control::node::{AuthState, Change, NodeUpdate, Settings as NetworkSettings};
 use tokio::signal::unix::{SignalKind, signal};
@@ -42,10 +42,12 @@ use crate::config::Settings;
 use crate::control::link::{self, LinkEvent, LinkSettings, Request, SharedIdentity};
 use crate::control::sign_in::{Introduction, News, authorise_advice};
 use crate::discovery::Lan;
+use crate::host::Host;
 use crate::ipc::message::ControllerState;
 use crate::ipc::server::{Listener, MAX_CLIENTS};
 use crate::keys::{Keys, create_private_dir};
 use crate::mapping::{Mapper, Picture};
+use crate::names::Names;
 use crate::network::{self, Address};
 use crate::system::System;
 use data::DataThread;
@@ -55,6 +57,8 @@ use view::View;
 
 /// At most one snapshot of the configuration is written in this time.
 const SNAPSHOT: Duration = Duration::from_secs(5);
+/// From a change in the networks to the names that follow.
+const LEARN: Duration = Duration::from_millis(200);
 /// The clock of housekeeping.
 const TICK: Duration = Duration::from_secs(1);
 /// Tokens and handshakes carry dates: beyond this the clock is worth a warning.
@@ -89,6 +93,12 @@ struct Daemon {
     link_events: mpsc::Receiver<LinkEvent>,
     stops: mpsc::Receiver<crate::ipc::server::Client>,
     system: System,
+    host: Host,
+    names: Names,
+    pictures: mpsc::Receiver<Box<NodeStatus>>,
+    picture_wanted: mpsc::Sender<Box<NodeStatus>>,
+    /// A picture is on its way.
+    learning: Rc<Cell<bool>>,
     /// Of this machine, without the mesh's.
     interfaces: Option<watch::Receiver<BTreeSet<Address>>>,
     mapper: Option<Mapper>,
@@ -96,7 +106,6 @@ struct Daemon {
     store: Store,
     /// By own node id.
     addresses: BTreeMap<NodeId, Vec<IpNet>>,
-    routes: Vec<IpNet>,
     network: NetworkSettings,
     snapshot_due: Option<Instant>,
     pins_kept: Vec<(NodeId, PublicKey)>,
@@ -132,6 +141,9 @@ impl Daemon {
         let device = open_device(&settings.interface).await?;
         let system = System::open(device.name()).await?;
         system.bring_up(network.mtu).await?;
+        let mut host = Host::open(&settings, device.name()).await?;
+        // What should go out at an exit must not go elsewhere, from now on.
+        host.refresh().await;
         let config_version = config.as_ref().map_or(0, |config| config.version);
         let options = Options {
             node: node_settings(&settings, &keys, &store)?,
@@ -166,6 +178,9 @@ impl Daemon {
             (settings.p2p.port_mapping && interfaces.is_some()).then(|| Mapper::start(system.index()));
         let lan = (settings.p2p.lan_discovery && interfaces.is_some()).then(Lan::new);
         let view = View::new(&settings);
+        let names = Names::new(&settings.names, &settings.interface)?;
+        let (picture_wanted, pictures) = mpsc::channel(1);
+        data.send(Command::Exit(settings.exit.node.clone()))?;
         let shared = Rc::new(Shared {
             settings,
             data,
@@ -182,12 +197,16 @@ impl Daemon {
             link_events,
             stops,
             system,
+            host,
+            names,
+            pictures,
+            picture_wanted,
+            learning: Rc::default(),
             interfaces,
             mapper,
             lan,
             store,
             addresses: BTreeMap::new(),
-            routes: Vec::new(),
             network,
             snapshot_due: None,
             pins_kept: Vec::new(),
@@ -221,7 +240,7 @@ impl Daemon {
                     return Ok(());
                 }
                 client = self.listener.accept(), if self.shared.clients.get() < MAX_CLIENTS => {
-                    serve::spawn(client, Rc::clone(&self.shared), self.system.routes().iter().copied().collect());
+                    serve::spawn(client, Rc::clone(&self.shared), self.host.summary());
                 }
                 () = changed(&mut self.interfaces) => self.send_endpoints(),
                 () = remapped(&mut self.mapper) => self.send_endpoints(),
@@ -246,6 +265,8 @@ impl Daemon {
                     }
                     tracing::info!("SIGHUP: settings are read at start only; restart to change them");
                 }
+                Some(picture) = self.pictures.recv() => self.names.update(&picture, self.host.journal()).await,
+                () = self.host.changed() => self.apply_routes().await,
                 _ = tick.tick() => self.housekeep(),
             }
         }
@@ -254,11 +275,12 @@ impl Daemon {
     async fn stop(mut self) {
         self.take_snapshot_now().await;
         self.stops.close();
-        let Self { shared, system, listener, leaving, link, mapper, .. } = self;
+        let Self { shared, system, host, listener, leaving, link, mapper, .. } = self;
         drop(link);
         if let Some(mapper) = mapper {
             mapper.stop().await;
         }
+        host.close().await;
         match Rc::try_unwrap(shared) {
             Ok(shared) => shared.data.stop(),
             // A command is being answered: dropping the handle stops the thread as well.
@@ -277,6 +299,7 @@ impl Daemon {
             Report::Applied { version } => {
                 self.shared.identity.borrow_mut().config_version = version;
                 self.snapshot_due.get_or_insert(Instant::now() + SNAPSHOT);
+                self.learn_names();
             }
             Report::NeedResync => self.ask(NodeUpdate { resync: true, ..NodeUpdate::default() }),
             Report::KeyRotated(key) => self.ask(NodeUpdate { node_key: Some(key), ..NodeUpdate::default() }),
@@ -316,7 +339,23 @@ impl Daemon {
                 );
             }
             Event::RoutesChanged { routes } => {
-                self.routes = routes;
+                self.host.set_subnets(routes);
+                self.apply_routes().await;
+            }
+            Event::ExitChanged { exit } => {
+                match &exit {
+                    Some(exit) if exit.routes.is_empty() => {
+                        tracing::warn!(
+                            exit = exit.name,
+                            "the exit node is there, but the operator has not enabled that it takes all traffic: nothing leaves this machine"
+                        );
+                    }
+                    Some(exit) => {
+                        tracing::info!(exit = exit.name, routes = ?exit.routes, "all traffic goes through the exit node");
+                    }
+                    None => tracing::warn!("the exit node is not there: nothing leaves this machine"),
+                }
+                self.host.set_exit(exit);
                 self.apply_routes().await;
             }
             Event::MtuChanged { mtu } => {
@@ -384,19 +423,34 @@ impl Daemon {
         for error in self.system.set_addresses(wanted).await {
             tracing::error!("{error:#}");
         }
-        // Taking the last address of a subnet away makes the kernel drop routes of ours that preferred it.
+        self.host.set_addresses(&self.addresses);
+        // Taking an address away makes the kernel drop routes of ours that preferred it.
         self.apply_routes().await;
+        self.learn_names();
     }
 
     async fn apply_routes(&mut self) {
-        let wanted = if self.shared.settings.accept_routes {
-            self.routes.iter().copied().collect()
-        } else {
-            BTreeSet::new()
-        };
-        for error in self.system.set_routes(wanted).await {
-            tracing::warn!("{error:#}");
+        let Some(down) = self.host.refresh().await else { return };
+        if let Err(error) = self.shared.data.send(Command::RoutesDown(down)) {
+            tracing::error!(%error, "peers do not hear which subnets cannot be reached");
         }
+    }
+
+    /// Asks the machine for a picture of its networks: who has which name.
+    fn learn_names(&self) {
+        if !self.names.wanted() || self.learning.replace(true) {
+            return;
+        }
+        let (shared, learnt) = (Rc::clone(&self.shared), self.picture_wanted.clone());
+        let learning = Rc::clone(&self.learning);
+        tokio::task::spawn_local(async move {
+            // Changes come in bursts.
+            tokio::time::sleep(LEARN).await;
+            learning.set(false);
+            if let Ok(status) = shared.data.status().await {
+                let _ = learnt.send(status).await;
+            }
+        });
     }
 
     fn handle_link(&mut self, event: LinkEvent) -> anyhow::Result<()> {

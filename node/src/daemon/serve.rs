@@ -4,11 +4,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use ipnet::IpNet;
 use meshdp::proto::node::{AcceptedKey, NodeStatus, PeerStatus};
 use tokio::time::{Instant, sleep_until};
 
 use super::{Shared, view};
+use crate::host::Summary;
 use crate::ipc::message::{Answer, Probe, Request, relay_name};
 use crate::ipc::server::Client;
 
@@ -17,11 +17,11 @@ const MIN_INTERVAL: Duration = Duration::from_millis(10);
 /// The longest a ping may wait for one answer.
 const MAX_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// Serves `client` beside everything else. `routes`: what the system routes to us now.
-pub(super) fn spawn(mut client: Client, shared: Rc<Shared>, routes: Vec<IpNet>) {
+/// Serves `client` beside everything else. `host`: what the daemon has done to the machine now.
+pub(super) fn spawn(mut client: Client, shared: Rc<Shared>, host: Summary) {
     shared.clients.set(shared.clients.get() + 1);
     tokio::task::spawn_local(async move {
-        let served = serve(&mut client, &shared, routes).await;
+        let served = serve(&mut client, &shared, host).await;
         match served {
             Ok(Then::Close) => {}
             Ok(Then::Stop) => drop(shared.stop.send(client).await),
@@ -40,11 +40,11 @@ enum Then {
     Stop,
 }
 
-async fn serve(client: &mut Client, shared: &Shared, routes: Vec<IpNet>) -> anyhow::Result<Then> {
+async fn serve(client: &mut Client, shared: &Shared, host: Summary) -> anyhow::Result<Then> {
     match client.request().await? {
         Request::Status => {
             let node = shared.data.status().await?;
-            let status = view::status(shared, &node, routes);
+            let status = view::status(shared, &node, host);
             client.answer(&Answer::Status(Box::new(status))).await?;
         }
         Request::Down => {
@@ -175,6 +175,8 @@ mod tests {
             network: network.to_owned(),
             addresses: vec![std::net::IpAddr::from([10, 0, 1, id as u8])],
             routes: Vec::new(),
+            routes_down: Vec::new(),
+            silent: false,
             online: true,
             session: "none",
             session_age_s: None,

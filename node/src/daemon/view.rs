@@ -1,13 +1,15 @@
 //! What `edgelink status` shows beyond the machine's own picture.
 
-use ipnet::IpNet;
 use meshdp::proto::node::NodeStatus;
 use meshdp::proto::wire::control::node::{AuthState, Endpoint, NodeState, Settings as NetworkSettings};
 use tokio::time::Instant;
 
 use super::Shared;
 use crate::config::Settings;
-use crate::ipc::message::{Controller, ControllerState, Membership, OwnEndpoint, Pending, Status, rows};
+use crate::host::Summary;
+use crate::ipc::message::{
+    Controller, ControllerState, Exit, Membership, OwnEndpoint, Pending, Status, rows,
+};
 use crate::mapping::Picture;
 use crate::netcheck;
 
@@ -79,7 +81,7 @@ impl View {
 }
 
 /// Everything together.
-pub(crate) fn status(shared: &Shared, node: &NodeStatus, routes: Vec<IpNet>) -> Status {
+pub(crate) fn status(shared: &Shared, node: &NodeStatus, host: Summary) -> Status {
     let view = shared.view.borrow();
     let identity = shared.identity.borrow();
     let (peers, relays) = rows(node);
@@ -120,7 +122,9 @@ pub(crate) fn status(shared: &Shared, node: &NodeStatus, routes: Vec<IpNet>) -> 
         pending: pending(&view),
         peers,
         relays,
-        routes,
+        routes: host.subnets,
+        routes_down: host.down,
+        exit: host.exit.map(|(name, routes)| Exit { name, routes }),
         endpoints: view
             .endpoints
             .iter()

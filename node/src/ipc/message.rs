@@ -128,6 +128,10 @@ pub(crate) struct Status {
     pub(crate) relays: Vec<Relay>,
     /// Subnets behind peers that the system routes into the interface.
     pub(crate) routes: Vec<IpNet>,
+    /// Own subnets that cannot be reached at the moment.
+    pub(crate) routes_down: Vec<IpNet>,
+    /// The exit node, when one is wanted.
+    pub(crate) exit: Option<Exit>,
     /// Where this machine may be reached by UDP, best first; empty: direct paths are off, or nothing is known yet.
     pub(crate) endpoints: Vec<OwnEndpoint>,
     /// What the NAT before it does, in words.
@@ -140,6 +144,15 @@ pub(crate) struct Status {
     pub(crate) port_mapping: Option<Picture>,
     /// Packets and frames dropped, by reason.
     pub(crate) drops: BTreeMap<String, u64>,
+}
+
+/// The exit node, in [`Status`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Exit {
+    /// As the user named it.
+    pub(crate) name: String,
+    /// What it takes; empty: it is not there, or the operator has not enabled it. Nothing leaves the machine then.
+    pub(crate) routes: Vec<IpNet>,
 }
 
 /// The controller, in [`Status`].
@@ -178,6 +191,10 @@ pub(crate) struct Peer {
     pub(crate) network: String,
     pub(crate) addresses: Vec<IpAddr>,
     pub(crate) routes: Vec<IpNet>,
+    /// Those that it cannot reach at the moment.
+    pub(crate) routes_down: Vec<IpNet>,
+    /// It has routes and does not answer.
+    pub(crate) silent: bool,
     pub(crate) online: bool,
     /// `none`, `handshake`, `established` or `untrusted`
     pub(crate) session: String,
@@ -290,6 +307,8 @@ pub(crate) fn rows(status: &NodeStatus) -> (Vec<Peer>, Vec<Relay>) {
         network: peer.network.clone(),
         addresses: peer.addresses.clone(),
         routes: peer.routes.clone(),
+        routes_down: peer.routes_down.clone(),
+        silent: peer.silent,
         online: peer.online,
         session: peer.session.to_owned(),
         session_age_s: peer.session_age_s,

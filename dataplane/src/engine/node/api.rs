@@ -119,6 +119,10 @@ pub enum Command {
     },
     /// Where the UDP sockets are to be, and what the interfaces are now; direct paths need it.
     Endpoints(Endpoints),
+    /// Use the wide routes of this peer, as [`crate::proto::node::Node::set_exit`] has it.
+    Exit(Option<String>),
+    /// Of the subnets that this machine advertises, those that it cannot reach at the moment.
+    RoutesDown(Vec<IpNet>),
     /// An announcement came on an own network.
     Announcement(Vec<u8>),
     /// Make a picture for people. [`Report::Status`] follows.

@@ -292,6 +292,8 @@ impl<D: Driver, F: FnMut(Report)> Worker<D, F> {
                 }
             }
             Command::Endpoints(endpoints) => self.set_endpoints(endpoints, now),
+            Command::Exit(wanted) => self.node.set_exit(wanted),
+            Command::RoutesDown(down) => self.node.set_routes_down(down, now),
             Command::Announcement(datagram) => self.node.handle_announcement(&datagram, now),
             Command::Status { id } => {
                 let mut status = self.node.status(now.instant);

@@ -119,6 +119,28 @@ pub struct LocalEndpoints {
     pub lan_discovery: bool,
 }
 
+/// A subnet behind peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SubnetRoute {
+    /// The subnet.
+    pub net: IpNet,
+    /// Own membership in the network of its gateways: packets have to carry an address of that one.
+    pub own: NodeId,
+}
+
+/// The peer that takes everything.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ExitStatus {
+    /// Its id.
+    pub node_id: NodeId,
+    /// Own membership in its network.
+    pub own: NodeId,
+    /// Its name.
+    pub name: String,
+    /// The wide routes that it offers and the operator has enabled.
+    pub routes: Vec<IpNet>,
+}
+
 /// What became of a packet from the TUN device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outgoing {
@@ -184,8 +206,13 @@ pub enum Event {
     },
     /// The subnets to route into the TUN device, all of them, sorted.
     RoutesChanged {
-        /// Enabled routes behind peers, without own networks' subnets.
-        routes: Vec<IpNet>,
+        /// Enabled routes behind peers, without own networks' subnets and without wide ones.
+        routes: Vec<SubnetRoute>,
+    },
+    /// What there is of the exit that this machine wants; `None`: nothing, or no exit is wanted.
+    ExitChanged {
+        /// The exit.
+        exit: Option<ExitStatus>,
     },
     /// The TUN device's MTU is another one.
     MtuChanged {
@@ -374,6 +401,10 @@ pub struct PeerStatus {
     pub addresses: Vec<IpAddr>,
     /// Subnets behind it that are enabled.
     pub routes: Vec<IpNet>,
+    /// Those of them that it cannot reach at the moment.
+    pub routes_down: Vec<IpNet>,
+    /// It has routes and does not answer: other gateways are taken.
+    pub silent: bool,
     /// What the controller says.
     pub online: bool,
     /// `none`, `handshake`, `established` or `untrusted`.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::api::{Event, NeedResync};
+use super::api::{Event, ExitStatus, NeedResync, SubnetRoute};
 use super::connection::Connection;
 use super::endpoint::candidate_of;
 use super::peer::Peer;
@@ -16,14 +16,12 @@ use super::relay_link::RENEW_TOKEN;
 use super::timer::Timer;
 use super::{Membership, Node};
 use crate::proto::id::{NodeId, RelayId};
+use crate::proto::routing::exit::{self, is_wide};
 use crate::proto::routing::source::AllowedAddresses;
 use crate::proto::routing::table::{Gateway, PeerKey};
 use crate::proto::time::Now;
 use crate::proto::wire::control::Secret;
 use crate::proto::wire::control::node::{self, Change, Config, ConfigUpdate, Relay};
-
-/// A peer's own address beats every route to it.
-const HOST_PRIORITY: u16 = u16::MAX;
 
 impl Node {
     /// Takes a whole configuration: from the controller, or at start from disk.
@@ -196,7 +194,8 @@ impl Node {
     /// Own addresses, what this machine offers, and what the controller has enabled of it.
     fn accepts(&self, own: NodeId, addresses: &[IpNet], routes: &[node::Route]) -> AllowedAddresses {
         let enabled = routes.iter().filter(|route| route.node_id == own && route.enabled).map(|r| r.cidr);
-        let offered = self.advertised.iter().map(|route| route.cidr);
+        // What is wide waits for the operator's word.
+        let offered = self.advertised.iter().map(|route| route.cidr).filter(|net| !is_wide(*net));
         AllowedAddresses::new(addresses.iter().map(IpNet::addr), enabled.chain(offered))
     }
 
@@ -270,7 +269,7 @@ impl Node {
             self.directory.routes.remove(IpNet::from(*address), key);
         }
         for address in &info.addresses {
-            let gateway = Gateway { peer: key, node: info.node_id, priority: HOST_PRIORITY, weight: 1 };
+            let gateway = Gateway::own_address(key, info.node_id);
             self.directory.routes.insert(IpNet::from(*address), gateway);
         }
         self.set_keys(key, info, now);
@@ -303,7 +302,10 @@ impl Node {
             membership.accepts = accepts;
         }
         let mut by_gateway: BTreeMap<NodeId, Vec<&node::Route>> = BTreeMap::new();
-        for route in routes.iter().filter(|route| route.enabled) {
+        let exit = self.exit.node;
+        let used =
+            |route: &&node::Route| route.enabled && (!is_wide(route.cidr) || exit == Some(route.node_id));
+        for route in routes.iter().filter(used) {
             by_gateway.entry(route.node_id).or_default().push(route);
         }
         for key in self.directory.keys() {
@@ -315,13 +317,21 @@ impl Node {
             }
             let nets: Vec<_> = mine.iter().map(|route| route.cidr.trunc()).collect();
             let before = std::mem::replace(&mut peer.routes, nets.clone());
+            let reached: Vec<_> = nets.iter().filter(|net| peer.watch.reaches(**net)).copied().collect();
             peer.allow();
             let hosts: Vec<_> = peer.addresses.iter().map(|address| IpNet::from(*address)).collect();
             for net in before.into_iter().filter(|net| !nets.contains(net) && !hosts.contains(net)) {
                 self.directory.routes.remove(net, key);
             }
             for route in mine.into_iter().filter(|route| !hosts.contains(&route.cidr.trunc())) {
-                let gateway = Gateway { peer: key, node: id, priority: route.priority, weight: route.weight };
+                let gateway = Gateway {
+                    peer: key,
+                    node: id,
+                    priority: route.priority,
+                    weight: route.weight,
+                    up: reached.contains(&route.cidr.trunc()),
+                    own: false,
+                };
                 self.directory.routes.insert(route.cidr, gateway);
             }
         }
@@ -363,11 +373,54 @@ impl Node {
         self.timers.set(Timer::Latency, now.instant + Duration::from_secs(report.max(1)));
     }
 
-    /// Tells the subnets to route when they are others than before.
+    /// Chooses the exit: the peer that the user has named, by name, `name.network`, address or id. None: wide routes are used from nobody.
+    pub fn set_exit(&mut self, wanted: Option<String>) {
+        self.exit.wanted = wanted;
+        self.after_change();
+    }
+
+    /// Whom the user means; nobody when that could be two.
+    fn find_exit(&self) -> Option<NodeId> {
+        let wanted = self.exit.wanted.as_deref()?;
+        let config = self.config.as_ref()?;
+        let joined = config.memberships.iter().filter(|m| self.memberships.contains_key(&m.node_id));
+        let mut named = joined.flat_map(|membership| {
+            let network = membership.network.name.as_str();
+            membership.peers.iter().filter(move |peer| exit::names(wanted, peer, network))
+        });
+        let first = named.next()?;
+        named.all(|other| other.node_id == first.node_id).then_some(first.node_id)
+    }
+
+    /// What there is of the exit.
+    fn exit_status(&self) -> Option<ExitStatus> {
+        let peer = self.directory.get(self.directory.key_of(self.exit.node?)?)?;
+        let routes = peer.routes.iter().copied().filter(|net| is_wide(*net)).collect();
+        Some(ExitStatus { node_id: peer.id, own: peer.own, name: peer.name.clone(), routes })
+    }
+
+    /// Tells the subnets to route when they are others than before, and the exit.
     fn after_change(&mut self) {
-        let routes: BTreeSet<IpNet> =
-            self.directory.iter().flat_map(|peer| peer.routes.iter().copied()).collect();
-        let routes: Vec<_> = routes.into_iter().collect();
+        let exit = self.find_exit();
+        if std::mem::replace(&mut self.exit.node, exit) != exit {
+            for own in self.memberships.keys().copied().collect::<Vec<_>>() {
+                self.set_routes(own);
+            }
+        }
+        let exit = self.exit_status();
+        if exit != self.exit.told {
+            self.exit.told.clone_from(&exit);
+            self.outbox.events.push_back(Event::ExitChanged { exit });
+        }
+        let mut routes: Vec<_> = self
+            .directory
+            .iter()
+            .flat_map(|peer| peer.routes.iter().map(|net| SubnetRoute { net: *net, own: peer.own }))
+            .filter(|route| !is_wide(route.net))
+            .collect();
+        routes.sort_unstable();
+        // In two networks: the one joined first.
+        routes.dedup_by_key(|route| route.net);
         if routes != self.routes {
             self.routes.clone_from(&routes);
             self.outbox.events.push_back(Event::RoutesChanged { routes });

@@ -11,6 +11,7 @@ use super::{Echo, Node};
 use crate::proto::drop_reason::DropReason;
 use crate::proto::id::{NodeId, SessionIndex};
 use crate::proto::path::choice::Path;
+use crate::proto::routing::health::ROUTES_DOWN;
 use crate::proto::routing::packet::{Addresses, udp_source_port};
 use crate::proto::routing::table::PeerKey;
 use crate::proto::session::registry::Standing;
@@ -21,7 +22,7 @@ use crate::proto::wire::data::{DATA_HEADROOM, DATA_OVERHEAD, Nonce, Route, TAG_L
 use crate::proto::wire::frame::Flags;
 
 /// Inner message: answer this.
-const ECHO_REQUEST: u8 = 0x01;
+pub(super) const ECHO_REQUEST: u8 = 0x01;
 /// Inner message: the answer.
 const ECHO_REPLY: u8 = 0x02;
 /// type (1) ‖ id (8)
@@ -110,7 +111,7 @@ impl Node {
     }
 
     /// Keeps a packet until there is a session, and asks for one.
-    fn enqueue(&mut self, key: PeerKey, buffer: Vec<u8>, checksum: Checksum, now: Now) {
+    pub(super) fn enqueue(&mut self, key: PeerKey, buffer: Vec<u8>, checksum: Checksum, now: Now) {
         let Some(peer) = self.directory.get_mut(key) else { return };
         let waiting = Waiting { buffer, checksum, since: now.instant };
         let dropped = peer.queue.push(waiting, &mut self.queued_bytes);
@@ -231,11 +232,14 @@ impl Node {
         peer.traffic.rx_packets += 1;
         peer.traffic.rx_bytes += packet.len() as u64;
         self.note_owed(key, now);
+        if self.own_routes.any_down() {
+            self.remind(key, addresses, now);
+        }
         Ok(())
     }
 
     /// Something came that deserves an answer.
-    fn note_owed(&mut self, key: PeerKey, now: Now) {
+    pub(super) fn note_owed(&mut self, key: PeerKey, now: Now) {
         let Some(peer) = self.directory.get_mut(key) else { return };
         let renew = now.instant >= peer.renew_at;
         if let Some(at) = peer.note_owed(now.instant) {
@@ -284,6 +288,7 @@ impl Node {
                 Ok(())
             }
             (ECHO_REQUEST | ECHO_REPLY, None) => Err(DropReason::Malformed),
+            (ROUTES_DOWN, _) => self.receive_routes_down(key, text, now),
             _ => self.receive_path_message(key, origin, text, size, now),
         }
     }
@@ -357,7 +362,7 @@ const fn flags(checksum: Checksum) -> Flags {
 }
 
 /// An inner message with room around it, as `Session::seal` takes it.
-fn echo_buffer(kind: u8, id: u64, size: usize) -> Vec<u8> {
+pub(super) fn echo_buffer(kind: u8, id: u64, size: usize) -> Vec<u8> {
     let mut buffer = vec![0; DATA_HEADROOM + size.max(ECHO_LEN) + TAG_LEN];
     if let Some(head) = buffer.get_mut(DATA_HEADROOM..DATA_HEADROOM + ECHO_LEN) {
         head[0] = kind;

@@ -22,6 +22,7 @@ mod data;
 mod direct;
 mod directory;
 mod endpoint;
+mod gateway;
 mod handshake_budget;
 mod lan;
 mod own_key;
@@ -44,6 +45,7 @@ use rand_chacha::ChaCha20Rng;
 use self::connection::Connection;
 use self::directory::Directory;
 use self::endpoint::Net;
+use self::gateway::OwnRoutes;
 use self::handshake_budget::Bucket;
 use self::lan::Lan;
 use self::own_key::OwnKeys;
@@ -65,8 +67,9 @@ use crate::proto::wire::control::{PublicKey, Secret};
 use crate::proto::wire::data::via_header;
 
 pub use api::{
-    AcceptError, AcceptedKey, Checksum, EchoError, Event, LocalEndpoints, MembershipStatus, NeedResync,
-    NodeSettings, NodeStatus, Outgoing, PeerStatus, Received, RelayStatus, Target, Untrusted,
+    AcceptError, AcceptedKey, Checksum, EchoError, Event, ExitStatus, LocalEndpoints, MembershipStatus,
+    NeedResync, NodeSettings, NodeStatus, Outgoing, PeerStatus, Received, RelayStatus, SubnetRoute, Target,
+    Untrusted,
 };
 
 /// One output of [`Node::poll_transmit`] grows no further than this: it becomes one WebSocket message.
@@ -90,7 +93,7 @@ pub struct Node {
     memberships: BTreeMap<NodeId, Membership>,
     directory: Directory,
     relays: BTreeMap<RelayId, Connection>,
-    routes: Vec<IpNet>,
+    routes: Vec<SubnetRoute>,
     timers: Timers,
     outbox: Outbox,
     drops: DropCounters,
@@ -103,6 +106,9 @@ pub struct Node {
     gone: Vec<SessionIndex>,
     tokens_asked: Option<Instant>,
     net: Net,
+    own_routes: OwnRoutes,
+    /// Who may have wide routes: as the user said it, and whom that means.
+    exit: Exit,
     /// Handshake messages in datagrams that are still looked at.
     datagrams: Bucket,
     lan: Lan,
@@ -125,6 +131,15 @@ struct Membership {
 struct Outbox {
     transmits: VecDeque<(Target, Vec<u8>)>,
     events: VecDeque<Event>,
+}
+
+/// See [`crate::proto::routing::exit`].
+#[derive(Debug, Default)]
+struct Exit {
+    wanted: Option<String>,
+    node: Option<NodeId>,
+    /// As last told.
+    told: Option<ExitStatus>,
 }
 
 /// An echo whose answer has not come.
@@ -167,6 +182,8 @@ impl Node {
             gone: Vec::new(),
             tokens_asked: None,
             net: Net::default(),
+            own_routes: OwnRoutes::default(),
+            exit: Exit::default(),
             datagrams: Bucket::for_way(now.instant),
             lan: Lan::default(),
         }
@@ -194,6 +211,7 @@ impl Node {
                 Timer::PreviousKey => self.keys.expire(now.instant),
                 Timer::Tokens => self.need_tokens(now),
                 Timer::Stun => self.stun_due(now),
+                Timer::Routes => self.routes_due(now),
                 Timer::Announce => self.announce_due(now),
             }
         }
@@ -295,9 +313,18 @@ impl Node {
             let via = path.via.and_then(|via| self.relays.get(&via)).and_then(Connection::opened);
             via.is_none_or(|open| !open.draining)
         };
+        // Every relay says that it is not there, and no other way leads to it.
+        let unreachable = !peer.routes.is_empty()
+            && peer.direct.info().is_none()
+            && ready().next().is_some()
+            && ready().all(|(id, _)| peer.avoids(*id, now));
         let advice =
             Advice { best: peer.advice.best.filter(stays), second: peer.advice.second.filter(stays) };
-        if !peer.path.update(&usable, advice, now) {
+        let changed = peer.path.update(&usable, advice, now);
+        if unreachable && let Some(at) = peer.watch.leave(now).and_then(|at| peer.wants_timer(at)) {
+            self.timers.set(Timer::Peer(key), at);
+        }
+        if !changed {
             return;
         }
         if let Some(pending) = &mut peer.pending {

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 
 use super::api::{Target, Untrusted};
 use super::direct::Origin;
+use super::gateway::{PROBE_AFTER, Watch};
 use super::handshake_budget::PeerBuckets;
 use super::lan::Neighbour;
 use super::queue::PacketQueue;
@@ -158,6 +159,8 @@ pub(super) struct Peer {
     /// On an own network.
     pub(super) lan: Neighbour,
     avoided: Vec<(RelayId, Instant)>,
+    /// As a gateway.
+    pub(super) watch: Watch,
     /// Packets that wait for a session.
     pub(super) queue: PacketQueue,
     /// Counts.
@@ -207,6 +210,7 @@ impl Peer {
             direct: Direct::default(),
             lan: Neighbour::default(),
             avoided: Vec::new(),
+            watch: Watch::default(),
             queue: PacketQueue::default(),
             traffic: Traffic::default(),
             rtt: None,
@@ -242,7 +246,10 @@ impl Peer {
     /// Whether packets for what lies behind it should go to it rather than to another gateway.
     pub(super) fn is_usable(&self, now: Instant) -> bool {
         let heard = self.heard.is_some_and(|heard| now.saturating_since(heard) < HEARD_RECENTLY);
-        self.trust == Trust::Verified && !self.unresponsive && (self.online || heard)
+        self.trust == Trust::Verified
+            && !self.unresponsive
+            && !self.watch.is_silent()
+            && (self.online || heard)
     }
 
     /// An authentic packet came; `relay`: by that one.
@@ -250,6 +257,7 @@ impl Peer {
         self.heard = Some(now);
         self.unanswered = None;
         self.unresponsive = false;
+        self.watch.note_heard();
         if !self.avoided.is_empty() {
             self.avoided.retain(|(avoided, _)| Some(*avoided) != relay);
         }
@@ -262,7 +270,7 @@ impl Peer {
             return None;
         }
         self.unanswered = Some(now);
-        self.wants_timer(now + SILENCE)
+        self.wants_timer(now + if self.routes.is_empty() { SILENCE } else { PROBE_AFTER })
     }
 
     /// A packet came that deserves an answer; as [`Peer::note_sent`].

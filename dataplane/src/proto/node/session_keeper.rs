@@ -28,6 +28,11 @@ use crate::proto::wire::handshake::{SessionInit, SessionResponse};
 
 /// Attempts whose answers are waited for: round trips of up to 4 s.
 const MAX_ATTEMPTS: usize = 4;
+/// The first attempts to reach a gateway are this far apart, with jitter: there may be others.
+const GATEWAY_RETRY: std::time::Duration = std::time::Duration::from_millis(400);
+const GATEWAY_JITTER: std::time::Duration = std::time::Duration::from_millis(100);
+/// After so many it is left.
+const GATEWAY_TRIES: u32 = 2;
 /// After so many attempts without an answer a gateway counts as not there.
 const UNRESPONSIVE_AFTER: u32 = 4;
 /// A renewal that failed is tried again after this, while the old session lasts.
@@ -63,7 +68,10 @@ impl Node {
             self.give_up(key, now.instant);
             return;
         }
-        pending.next = now.instant + rekey::RETRY + jitter(&mut self.rng, rekey::RETRY_JITTER);
+        let hurry = pending.tries < GATEWAY_TRIES && !peer.routes.is_empty();
+        let (retry, spread) =
+            if hurry { (GATEWAY_RETRY, GATEWAY_JITTER) } else { (rekey::RETRY, rekey::RETRY_JITTER) };
+        pending.next = now.instant + retry + jitter(&mut self.rng, spread);
         // Over a relay, where there is one: it says who sends.
         let target = peer
             .path
@@ -86,6 +94,7 @@ impl Node {
             peer_kem: peer_key.kem.as_deref(),
         };
         pending.tries += 1;
+        let again = pending.tries > GATEWAY_TRIES;
         peer.unresponsive |= pending.tries > UNRESPONSIVE_AFTER;
         if pending.attempts.len() == MAX_ATTEMPTS {
             self.gone.extend(pending.attempts.pop_front().map(|attempt| attempt.local()));
@@ -107,6 +116,9 @@ impl Node {
         }
         for target in targets {
             self.outbox.send(&mut self.relays, target, frame.clone(), now.instant);
+        }
+        if again && !has_session {
+            self.leave_gateway(key, now);
         }
     }
 
@@ -246,6 +258,7 @@ impl Node {
         self.directory.release(&mut self.gone);
         self.flush_queue(key, initiator, now);
         self.start_direct(key, now);
+        self.greet_with_routes(key, now);
         self.arm(key);
     }
 
@@ -278,6 +291,7 @@ impl Node {
             self.refresh_path(key, now.instant);
         }
         self.direct_due(key, now);
+        self.watch_due(key, now);
         self.arm(key);
     }
 
@@ -292,6 +306,7 @@ impl Node {
             peer.renew_timer,
             peer.avoid_until(),
             peer.direct.poll_timeout(),
+            peer.watch_at(),
         ];
         match next.into_iter().flatten().min() {
             Some(at) if peer.armed != Some(at) => {

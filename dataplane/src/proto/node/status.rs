@@ -48,6 +48,8 @@ impl Node {
             network: network.unwrap_or_default(),
             addresses: peer.addresses.clone(),
             routes: peer.routes.clone(),
+            routes_down: peer.routes.iter().filter(|net| !peer.watch.reaches(**net)).copied().collect(),
+            silent: peer.watch.is_silent(),
             online: peer.online,
             session: match (peer.trust, session, &peer.pending) {
                 (Trust::Refused(_), ..) => "untrusted",

@@ -17,6 +17,7 @@ use crate::proto::wire::data::{DATA_HEADROOM, TAG_LEN};
 use crate::proto::wire::frame::{Flags, FrameType, Frames, HEADER_LEN, write_frame};
 
 mod direct;
+mod gateway;
 mod handshake;
 mod lan;
 
@@ -350,7 +351,8 @@ fn routes_are_told_as_a_whole_when_they_change() {
             .unwrap();
         events(&mut node)
     };
-    assert_eq!(set(true), [Event::RoutesChanged { routes: vec![lan] }]);
+    let route = SubnetRoute { net: lan, own: NodeId(1) };
+    assert_eq!(set(true), [Event::RoutesChanged { routes: vec![route] }]);
     assert_eq!(set(true), []);
     assert_eq!(set(false), [Event::RoutesChanged { routes: vec![] }]);
 }

@@ -20,6 +20,8 @@ pub(super) enum Timer {
     Tokens,
     /// A STUN server did not answer, or is to be asked again.
     Stun,
+    /// Peers are told again which own subnets cannot be reached.
+    Routes,
     /// The own network is told where this node is.
     Announce,
 }
@@ -33,6 +35,7 @@ impl Timer {
             Self::PreviousKey => "previous node_key",
             Self::Tokens => "relay tokens",
             Self::Stun => "stun",
+            Self::Routes => "own routes",
             Self::Announce => "announce",
         }
     }

@@ -4,8 +4,8 @@
 //! longest prefix that has a usable gateway → its highest priority that has one → among equals, the flow's own (super::flow)
 //! ```
 //!
-//! The usual case, one gateway for a host address, is one look-up. Whether a gateway is usable is asked of the caller at every look-up, since
-//! it changes more often than the table.
+//! A gateway is usable when its subnet is [`Gateway::up`] and the caller says so of the peer; that is asked at every look-up, since it changes more often than the
+//! table. The usual case, one gateway for a host address, is one look-up without any hashing.
 
 use std::net::IpAddr;
 
@@ -31,6 +31,17 @@ pub struct Gateway {
     pub priority: u16,
     /// Share among equals; 0 counts as 1.
     pub weight: u16,
+    /// Whether it reaches the subnet; it says so itself.
+    pub up: bool,
+    /// The prefix is the peer's own address: nobody else leads there.
+    pub own: bool,
+}
+
+impl Gateway {
+    /// A peer itself.
+    pub const fn own_address(peer: PeerKey, node: NodeId) -> Self {
+        Self { peer, node, priority: u16::MAX, weight: 1, up: true, own: true }
+    }
 }
 
 /// See the [module](self).
@@ -49,7 +60,18 @@ impl RouteTable {
         };
         gateways.retain(|old| old.peer != gateway.peer);
         gateways.push(gateway);
-        gateways.sort_by_key(|gateway| (std::cmp::Reverse(gateway.priority), gateway.peer));
+        gateways.sort_by_key(|gateway| (!gateway.own, std::cmp::Reverse(gateway.priority), gateway.peer));
+    }
+
+    /// Notes whether a gateway reaches the prefix.
+    pub fn set_up(&mut self, prefix: IpNet, peer: PeerKey, up: bool) {
+        let gateways = match prefix.trunc() {
+            IpNet::V4(prefix) => self.v4.get_mut(&prefix),
+            IpNet::V6(prefix) => self.v6.get_mut(&prefix),
+        };
+        for gateway in gateways.into_iter().flatten().filter(|gateway| gateway.peer == peer) {
+            gateway.up = up;
+        }
     }
 
     /// Takes a way out.
@@ -83,6 +105,7 @@ impl RouteTable {
         addresses: Addresses,
         usable: impl Fn(PeerKey) -> bool,
     ) -> Option<PeerKey> {
+        let usable = |gateway: &Gateway| gateway.up && usable(gateway.peer);
         match addresses.destination {
             IpAddr::V4(address) => {
                 let host = Ipv4Net::from(address);
@@ -113,13 +136,15 @@ fn choose(
     gateways: &[Gateway],
     packet: &[u8],
     addresses: Addresses,
-    usable: &impl Fn(PeerKey) -> bool,
+    usable: &impl Fn(&Gateway) -> bool,
 ) -> Option<PeerKey> {
-    if let [only] = gateways {
-        return usable(only.peer).then_some(only.peer);
+    match gateways {
+        [own, ..] if own.own => return Some(own.peer),
+        [only] => return usable(only).then_some(only.peer),
+        _ => {}
     }
-    let first = gateways.iter().find(|gateway| usable(gateway.peer))?;
-    let equals = || gateways.iter().filter(|g| g.priority == first.priority && usable(g.peer));
+    let first = gateways.iter().find(|gateway| usable(gateway))?;
+    let equals = || gateways.iter().filter(|g| g.priority == first.priority && usable(g));
     if equals().nth(1).is_none() {
         return Some(first.peer);
     }
@@ -135,7 +160,7 @@ mod tests {
     use super::*;
 
     fn gateway(peer: u32, priority: u16, weight: u16) -> Gateway {
-        Gateway { peer: PeerKey(peer), node: NodeId(peer), priority, weight }
+        Gateway { peer: PeerKey(peer), node: NodeId(peer), priority, weight, up: true, own: false }
     }
 
     fn to(destination: &str, port: u16) -> (Vec<u8>, Addresses) {
@@ -206,7 +231,52 @@ mod tests {
         assert!((5_800..6_200).contains(&counts[1]), "{counts:?}");
     }
 
+    #[test]
+    fn a_gateway_whose_subnet_is_down_is_left_for_that_subnet_only() {
+        let mut table = RouteTable::default();
+        for net in ["192.168.1.0/24", "192.168.2.0/24"] {
+            table.insert(net.parse().unwrap(), gateway(1, 200, 100));
+            table.insert(net.parse().unwrap(), gateway(2, 100, 100));
+        }
+        table.set_up("192.168.1.0/24".parse().unwrap(), PeerKey(1), false);
+        assert_eq!(lookup(&table, "192.168.1.9", |_| true), Some(2));
+        assert_eq!(lookup(&table, "192.168.2.9", |_| true), Some(1));
+        assert_eq!(lookup(&table, "192.168.1.9", |peer| peer == 1), Some(1), "better than nowhere");
+        table.set_up("192.168.1.0/24".parse().unwrap(), PeerKey(1), true);
+        assert_eq!(lookup(&table, "192.168.1.9", |_| true), Some(1));
+    }
+
     proptest! {
+        /// 10,000 flows: each gateway's share is within 5 % of what its weight says, or within chance (four standard deviations) where that is more.
+        #[test]
+        fn weights_hold_and_only_flows_of_a_gateway_that_goes_or_comes_move(
+            weights in proptest::collection::vec(1u16..=1000, 2..6), gone: proptest::sample::Index, salt: u32,
+        ) {
+            const FLOWS: u32 = 10_000;
+            let mut table = RouteTable::default();
+            for (n, weight) in weights.iter().enumerate() {
+                table.insert("0.0.0.0/0".parse().unwrap(), gateway(n as u32 + 1, 100, *weight));
+            }
+            let gone = gone.index(weights.len()) as u32 + 1;
+            let mut counts = vec![0u32; weights.len()];
+            for n in 0..FLOWS {
+                let destination = std::net::Ipv4Addr::from_bits(salt.wrapping_add(n / 16).wrapping_mul(0x9E37_79B1));
+                let (packet, addresses) = to(&destination.to_string(), (n % 16) as u16 + 1024);
+                let chosen = table.lookup(&packet, addresses, |_| true).unwrap();
+                counts[chosen.0 as usize - 1] += 1;
+                let without = table.lookup(&packet, addresses, |peer| peer.0 != gone).unwrap();
+                prop_assert_eq!(without == chosen, chosen.0 != gone);
+            }
+            let sum: f64 = weights.iter().map(|&weight| f64::from(weight)).sum();
+            for (count, weight) in counts.iter().zip(&weights) {
+                let share = f64::from(*weight) / sum;
+                let expected = share * f64::from(FLOWS);
+                let chance = 4.0 * (expected * (1.0 - share)).sqrt();
+                let off = (f64::from(*count) - expected).abs();
+                prop_assert!(off <= (0.05 * expected).max(chance), "{counts:?} flows for weights {weights:?}");
+            }
+        }
+
         #[test]
         fn agrees_with_a_linear_search(
             routes in proptest::collection::vec((any::<[u8; 4]>(), 0u8..=32), 0..60),

@@ -6,6 +6,7 @@ mod change;
 mod chaos;
 mod direct;
 mod failure;
+mod gateway;
 mod hostile;
 mod traffic;
 
