@@ -8,7 +8,7 @@
 //!                                        └──► the peers: which subnets are down
 //! ```
 //!
-//! [`Host::clean`] undoes all of it, also what a daemon that was killed has left: at the end, at the next start, and by `edgelink down`.
+//! [`clean`] undoes all of it, also what a daemon that was killed has left: at the end, at the next start, and by `edgelink down`.
 
 mod gateway;
 mod health;
