@@ -11,6 +11,8 @@
 //! addresses and routes along. What `kill -9` leaves behind is a socket file, which the next start replaces.
 
 pub(crate) mod data;
+mod keeping;
+mod news;
 mod serve;
 mod setup;
 pub(crate) mod store;
@@ -32,7 +34,7 @@ use meshdp::engine::node::{Command, Endpoints, Options, Report};
 use meshdp::proto::id::NodeId;
 use meshdp::proto::node::{Event, NodeStatus};
 use meshdp::proto::wire::control::PublicKey;
-use meshdp::proto::wire::control::node::{AuthState, Change, NodeUpdate, Settings as NetworkSettings};
+use meshdp::proto::wire::control::node::{NodeUpdate, Settings as NetworkSettings};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
@@ -40,10 +42,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::config::Settings;
 use crate::control::link::{self, LinkEvent, LinkSettings, Request, SharedIdentity};
-use crate::control::sign_in::{Introduction, News, authorise_advice};
+use crate::control::sign_in::Introduction;
 use crate::discovery::Lan;
 use crate::host::Host;
-use crate::ipc::message::ControllerState;
 use crate::ipc::server::{Listener, MAX_CLIENTS};
 use crate::keys::{Keys, create_private_dir};
 use crate::mapping::{Mapper, Picture};
@@ -61,8 +62,6 @@ const SNAPSHOT: Duration = Duration::from_secs(5);
 const LEARN: Duration = Duration::from_millis(200);
 /// The clock of housekeeping.
 const TICK: Duration = Duration::from_secs(1);
-/// Tokens and handshakes carry dates: beyond this the clock is worth a warning.
-const CLOCK_SKEW_S: u64 = 30;
 
 /// Runs the daemon until it is told to stop.
 pub(crate) fn run(settings: Settings, socket: &Path) -> anyhow::Result<()> {
@@ -451,160 +450,6 @@ impl Daemon {
                 let _ = learnt.send(status).await;
             }
         });
-    }
-
-    fn handle_link(&mut self, event: LinkEvent) -> anyhow::Result<()> {
-        let mut view = self.shared.view.borrow_mut();
-        match event {
-            LinkEvent::Connecting => view.controller(ControllerState::Connecting, None),
-            LinkEvent::Lost { reason, retry_in } => {
-                tracing::warn!(reason, retry_in_ms = retry_in.as_millis() as u64, "no controller");
-                view.controller(ControllerState::Disconnected, Some(reason));
-            }
-            LinkEvent::Refused { advice } => {
-                if self.shared.identity.borrow().config_version == 0 {
-                    bail!(advice);
-                }
-                tracing::error!("{advice}. Going on with the last configuration; asking again in a minute");
-                view.controller(ControllerState::Refused, Some(advice));
-            }
-            LinkEvent::News(news) => {
-                drop(view);
-                self.handle_news(news);
-            }
-        }
-        Ok(())
-    }
-
-    fn handle_news(&mut self, news: News) {
-        match news {
-            News::ServerTime(theirs) => {
-                let ours = unix_now();
-                if ours.abs_diff(theirs) > CLOCK_SKEW_S {
-                    tracing::warn!(
-                        seconds = ours.abs_diff(theirs),
-                        "this machine's clock and the controller's differ: relays may refuse tokens. Set the clock (timedatectl set-ntp true)"
-                    );
-                }
-            }
-            News::SignedIn(answer) => {
-                let mut view = self.shared.view.borrow_mut();
-                view.memberships = answer.nodes;
-                if answer.state == AuthState::Authorised {
-                    // What changed while it was away.
-                    let endpoints = Some(view.endpoints().to_vec());
-                    self.ask(NodeUpdate { endpoints, ..NodeUpdate::default() });
-                    tracing::info!(controller = %self.shared.settings.controller.url, "signed in");
-                    view.controller(ControllerState::Connected, None);
-                }
-            }
-            News::Pending(nodes) => {
-                let advice = authorise_advice(&nodes);
-                let mut view = self.shared.view.borrow_mut();
-                // Said by the answer and again by an error: once is enough in the log.
-                if view.message() != Some(advice.as_str()) {
-                    tracing::warn!("{advice}");
-                }
-                let state = if view.memberships.iter().any(|node| node.state == AuthState::Authorised) {
-                    ControllerState::Connected
-                } else {
-                    ControllerState::Pending
-                };
-                view.controller(state, Some(advice));
-            }
-            News::Config(mut config) => {
-                localise(&mut config.settings, &self.shared.settings);
-                self.network = config.settings.clone();
-                self.hand_over(Command::Config(config));
-            }
-            News::Update(mut update) => {
-                for change in &mut update.changes {
-                    if let Change::SettingsSet { settings } = change {
-                        localise(settings, &self.shared.settings);
-                        self.network = settings.clone();
-                    }
-                }
-                self.hand_over(Command::Update(update));
-            }
-            News::Warning(error) => {
-                tracing::warn!(code = error.code.code(), "the controller says: {}", error.message);
-            }
-        }
-    }
-
-    fn hand_over(&self, command: Command) {
-        if let Err(error) = self.shared.data.send(command) {
-            tracing::error!(%error, "a configuration was not taken; asking for all of it");
-            self.ask(NodeUpdate { resync: true, ..NodeUpdate::default() });
-        }
-    }
-
-    fn housekeep(&mut self) {
-        if self.snapshot_due.is_some_and(|due| due <= Instant::now()) {
-            self.snapshot_due = None;
-            if let Err(error) = self.shared.data.send(Command::Snapshot) {
-                tracing::debug!(%error, "no snapshot this time");
-                self.snapshot_due = Some(Instant::now() + SNAPSHOT);
-            }
-        }
-        self.rotate_if_due();
-    }
-
-    /// Only while the controller is there to tell the peers (`docs/protocol.md` §2.1).
-    fn rotate_if_due(&mut self) {
-        let connected = self.shared.view.borrow().state() == ControllerState::Connected;
-        let mut identity = self.shared.identity.borrow_mut();
-        let due = identity.keys.created().saturating_add(self.network.node_key_rotate_s.max(60));
-        if !connected || unix_now() < due {
-            return;
-        }
-        match identity.keys.rotate(unix_now()) {
-            Ok(()) => {
-                let (key, created) = (identity.keys.node().clone(), identity.keys.created());
-                tracing::info!(node_key = %key.public(), "rotated the node key");
-                drop(identity);
-                if let Err(error) = self.shared.data.send(Command::RotateNodeKey { key, created }) {
-                    tracing::error!(%error, "the new node key comes into force at the next start");
-                }
-            }
-            Err(error) => tracing::error!("the node key was not rotated: {error:#}"),
-        }
-    }
-
-    fn keep(
-        &mut self,
-        config: Option<&meshdp::proto::wire::control::node::Config>,
-        pins: &[(NodeId, PublicKey)],
-    ) {
-        let kept = config.map_or(Ok(()), |config| self.store.keep_config(config)).and_then(|()| {
-            if pins == self.pins_kept {
-                return Ok(());
-            }
-            self.store.keep_pins(pins)?;
-            self.pins_kept = pins.to_vec();
-            Ok(())
-        });
-        if let Err(error) = kept {
-            tracing::warn!("cannot keep the configuration for a start without the controller: {error:#}");
-        }
-    }
-
-    /// Before the end, when there is something that was not kept yet.
-    async fn take_snapshot_now(&mut self) {
-        if self.snapshot_due.take().is_none() || self.shared.data.send(Command::Snapshot).is_err() {
-            return;
-        }
-        let wait = async {
-            while let Some(report) = self.reports.recv().await {
-                if let Report::Snapshot { config, pins } = report {
-                    return Some((config, pins));
-                }
-            }
-            None
-        };
-        if let Ok(Some((config, pins))) = tokio::time::timeout(Duration::from_secs(1), wait).await {
-            self.keep(config.as_deref(), &pins);
-        }
     }
 }
 
